@@ -1,0 +1,65 @@
+"""Files that a kill -9 cannot damage: each is written whole beside its place, then moved there."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import torch
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names the file and what to do."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a file atomically: a reader, or a machine that loses power, sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def save(path: Path, values: dict) -> None:
+    """Write tensors and plain values so that load() reads them back."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write(path, buffer.getvalue())
+
+
+def load(path: Path, device="cpu") -> dict:
+    """What save() wrote, without executing anything in it. Raises CheckpointError if the file cannot be read."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a checkpoint that can be read ({error}). Remove it to start again.") from error
+
+
+def save_epoch(folder: Path, parts: dict, curve: list[dict], best: bool) -> None:
+    """Save the state of a run after an epoch; last.pt comes last, so a kill between two files repeats the epoch."""
+    if best:
+        save(folder / "best.pt", dict(epoch=curve[-1]["epoch"], model=parts["model"].state_dict()))
+    write(folder / "curve.csv", as_csv(curve).encode())
+    save(folder / "last.pt", {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve))
+
+
+def restore(path: Path, parts: dict, device="cpu") -> list[dict]:
+    """Put the state of the last epoch saved into parts and return the curve; [] where nothing is saved."""
+    if not path.exists():
+        return []
+    state = load(path, device)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["curve"]
+
+
+def as_csv(rows: list[dict]) -> str:
+    """Rows of equal keys as CSV text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

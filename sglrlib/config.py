@@ -1,0 +1,201 @@
+"""What a run is: RunConfig, frozen and validated; RECIPES, one row per dataset and scale."""
+
+import hashlib
+import inspect
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from sglrlib.attacks import PGD
+from sglrlib.checks import UsageError, one_of, same_type, within
+from sglrlib.data import AUGMENTS, DATASETS, NOISES
+from sglrlib.labels import LABELS, VARIANTS
+from sglrlib.methods import METHODS
+from sglrlib.models import parse_arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes; two equal configurations are one run.
+
+    Budgets are in 1/255. Sizes are numbers of images: 0 means all (for train_size: all that validation leaves).
+    Raises UsageError for an unknown name, a wrong type or a value out of range.
+    """
+
+    dataset: str = "digits"
+    train_size: int = 0
+    val_size: int = 0
+    test_size: int = 0
+    noise: str = "symmetric"
+    noise_rate: float = 0.0
+    augment: str = "none"
+
+    arch: str = "resnet18"
+    normalise: bool = False
+
+    eps_255: int = 8
+    step_255: float = 2.0
+    attack_steps: int = 10
+    precision: str = "fp32"  # of the training attack
+
+    method: str = "pgd_at"
+    method_options: dict = field(default_factory=dict)
+    labels: str = "hard"
+    label_options: dict = field(default_factory=dict)
+    refine_start: float = 0.45  # fraction of the epochs
+    clean_pass: str = "needed"  # 'needed' and 'always' in train mode, 'eval' when needed but in eval mode
+
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "piecewise"
+    lr_drops: tuple = (0.5, 0.75)  # fractions of the epochs, each divides the rate by 10
+
+    eval_steps: int = 10  # PGD steps of the accuracies measured every epoch
+    train_eval_size: int = 2000
+    select_on: str = "val"  # the split whose robust accuracy names the best epoch
+    seed: int = 0
+
+    def __post_init__(self):
+        for f in fields(self):
+            example = f.default if f.name not in ("method_options", "label_options") else {}
+            if not isinstance(example, dict):
+                object.__setattr__(self, f.name, same_type(f.name, getattr(self, f.name), example))
+        for name, known in CHOICES.items():
+            one_of(name, getattr(self, name), known)
+        parse_arch(self.arch)
+        for name, (low, high) in RANGES.items():
+            within(name, getattr(self, name), low, high)
+        for drop in self.lr_drops:
+            within("lr_drops", drop, 0, 1)
+        if self.select_on == "val" and self.val_size == 0:
+            raise UsageError("select_on = 'val' needs val_size > 0; without validation images, select_on = 'test'.")
+        METHODS[self.method](**self.method_options)
+        self.label_rule(torch.zeros(1, dtype=torch.long), 2)
+        object.__setattr__(self, "method_options", options(METHODS[self.method]) | self.method_options)
+        object.__setattr__(self, "label_options", options(LABELS[self.labels]) | self.label_options)
+
+    @property
+    def id(self) -> str:
+        """The run's name in the store: readable head, and a hash over every field that the run depends on."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        head = f"{self.dataset}-{self.method}-{self.labels}-s{self.seed}"
+        return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def as_dict(self) -> dict:
+        """The fields as JSON types, without refine_start where nothing starts there."""
+        values = asdict(self) | {"lr_drops": list(self.lr_drops)}
+        if not LABELS[self.labels].needs_clean and self.clean_pass != "always":
+            del values["refine_start"]
+        return values
+
+    def but(self, **changes) -> "RunConfig":
+        """This configuration with some fields or options changed; the options of a rule or method no longer used go."""
+        values = asdict(self)
+        given = values.pop("method_options") | values.pop("label_options")
+        return make_config(**(values | given | changes))
+
+    def label_rule(self, y: torch.Tensor, classes: int):
+        """The label rule for training labels y (n,)."""
+        return LABELS[self.labels](y, classes, **self.label_options)
+
+    def attack(self, **settings) -> PGD:
+        """PGD with this run's budget and step size; settings such as steps or objective are PGD's own."""
+        return PGD(self.eps_255 / 255, self.step_255 / 255, **settings)
+
+    def refining(self, epoch: int) -> bool:
+        """Whether refinement is on in an epoch, counted from 1: from 90 of 200 at the release's 0.45."""
+        return epoch >= self.refine_start * self.epochs - 1e-9
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch counted from 1; piecewise: from epoch drop * epochs on, as the release."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
+        return self.lr * 0.1 ** sum(epoch >= drop * self.epochs - 1e-9 for drop in self.lr_drops)
+
+
+CHOICES = dict(
+    dataset=DATASETS, noise=NOISES, augment=AUGMENTS, method=METHODS, labels=LABELS,
+    precision=["fp32", "bf16"], clean_pass=["needed", "always", "eval"],
+    schedule=["piecewise", "cosine"], select_on=["val", "test"],
+)  # fmt: skip
+RANGES = dict(
+    train_size=(0, math.inf), val_size=(0, math.inf), test_size=(0, math.inf), noise_rate=(0, 1),
+    eps_255=(0, 255), step_255=(0, 255), attack_steps=(0, 1000), eval_steps=(0, 1000), refine_start=(0, 1),
+    epochs=(1, 100_000), batch_size=(1, 100_000), lr=(1e-8, 100), momentum=(0, 1), weight_decay=(0, 1),
+    train_eval_size=(1, math.inf), seed=(0, 2**31 - 1),
+)  # fmt: skip
+
+
+def options(entry) -> dict:
+    """The options of a label rule or method and their defaults: the keyword arguments it is built with."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def make_config(**values) -> RunConfig:
+    """A RunConfig from flat names: its fields, and the options of the label rule and method that it names.
+
+    Options of rules and methods that are not chosen are ignored, so one set of values serves a whole comparison.
+    Raises UsageError for a name that belongs to nothing, suggesting the nearest.
+    """
+    own = {f.name for f in fields(RunConfig)}
+    method, labels = values.get("method", RunConfig.method), values.get("labels", RunConfig.labels)
+    one_of("method", method, METHODS)
+    one_of("labels", labels, LABELS)
+    for name in values:
+        one_of("parameter", name, KNOWN)
+
+    def chosen(entry):
+        defaults = options(entry)
+        return {name: same_type(name, values[name], defaults[name]) for name in defaults.keys() & values.keys()}
+
+    return RunConfig(
+        **{name: value for name, value in values.items() if name in own},
+        method_options=chosen(METHODS[method]),
+        label_options=chosen(LABELS[labels]),
+    )
+
+
+KNOWN = sorted(
+    {f.name for f in fields(RunConfig) if not f.name.endswith("_options")}
+    | {name for entry in [*METHODS.values(), *LABELS.values()] for name in options(entry)}
+)
+
+
+def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+    """The configuration of a dataset at a scale ('' = the dataset's first in RECIPES), some values changed.
+
+    variant is a reading of self-guided refinement, a name of VARIANTS. Raises UsageError as RunConfig does.
+    """
+    one_of("dataset", dataset, RECIPES)
+    if scale:
+        one_of(f"scale (of {dataset})", scale, RECIPES[dataset])
+    one_of("variant", variant, VARIANTS)
+    values = dict(dataset=dataset) | RECIPES[dataset][scale or next(iter(RECIPES[dataset]))] | changes
+    reading = VARIANTS[variant] if values.get("labels") == "self_guided" else {}
+    return make_config(**(values | reading | changes))
+
+
+# The released protocol (facts.md A1) is RunConfig's defaults. Digits are planted with noise because clean digits have
+# hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds.
+RECIPES: dict[str, dict[str, dict]] = {
+    "digits": {
+        "mini": dict(
+            train_size=500, val_size=297, noise_rate=0.2, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
+            epochs=60, batch_size=50, weight_decay=0.0, refine_start=0.4, train_eval_size=500,
+        ),
+    },
+    "cifar10": {
+        "paper": dict(augment="crop_flip", val_size=1000),
+        "mini": dict(
+            train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
+            epochs=40, batch_size=64, lr=0.05, weight_decay=0.0, refine_start=0.2, train_eval_size=500,
+        ),
+    },
+}  # fmt: skip
+RECIPES["cifar100"] = RECIPES["cifar10"]

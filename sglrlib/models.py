@@ -1,0 +1,138 @@
+"""Networks for 32x32 (and 8x8) images: input in [0, 1] as (N, C, H, W), output raw logits (N, K)."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from sglrlib.checks import one_of
+
+
+def build_model(arch: str, classes: int, shape: tuple[int, int, int], *, normalise=None, seed: int = 0) -> nn.Module:
+    """A freshly initialised network; the same seed gives the same weights and touches no other random stream.
+
+    arch is a name of MODELS; 'cnn16' and 'wrn34_10' stand for any width, and any depth and width.
+    shape is (C, H, W). normalise is None or (mean, std) per channel, applied inside the model.
+    Raises UsageError for an unknown arch.
+    """
+    build, sizes = parse_arch(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(*sizes, classes=classes, shape=shape)
+    return model if normalise is None else nn.Sequential(Normalise(*normalise), model)
+
+
+def parse_arch(arch: str):
+    """The builder and the sizes that an architecture's name stands for, e.g. 'wrn28_4' -> (wide_resnet, [28, 4])."""
+    if arch in MODELS:
+        return MODELS[arch]
+    for pattern, build in FAMILIES.items():
+        if match := re.fullmatch(pattern, arch):
+            sizes = [int(size) for size in match.groups()]
+            if min(sizes) > 0 and (build is not wide_resnet or (sizes[0] >= 10 and (sizes[0] - 4) % 6 == 0)):
+                return build, sizes
+    one_of("arch", arch, MODELS)
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, so that attacks work on [0, 1] images."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def cnn(width: int, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Three 3x3 convolutions (w, 2w, 4w channels; strides 1, 2, 2) and a linear layer; no BatchNorm.
+
+    Small enough for a laptop's CPU, and without BatchNorm it memorises wrong labels within tens of epochs.
+    """
+    channels, height, width_px = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * width * -(-height // 4) * -(-width_px // 4), classes),
+    )  # fmt: skip
+
+
+def cifar_resnet(block, layers: list[int], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """torchvision's ResNet with the stem for small images: one 3x3 convolution of stride 1, no max-pooling."""
+    net = resnet.ResNet(block, layers, num_classes=classes)
+    net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+    return net
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions (He et al. 2016, arXiv 1603.05027)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(out)
+        return self.conv2(F.relu(self.bn2(self.conv1(out)))) + skip
+
+
+class PreActNet(nn.Module):
+    """A stack of pre-activation stages behind a 3x3 stem; the body of PreAct-ResNet-18 and of every WRN."""
+
+    def __init__(self, blocks: int, stem: int, widths: list[int], *, classes: int, shape: tuple[int, int, int]):
+        super().__init__()
+        self.stem = nn.Conv2d(shape[0], stem, 3, padding=1, bias=False)
+        stages, inputs = [], stem
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                stages.append(PreActBlock(inputs, width, stride=2 if stage > 0 and block == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*stages)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn(self.blocks(self.stem(x))))
+        return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+
+def preact_resnet18(*, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The network of Rice et al. 2020 (arXiv 2002.11569): stages of 2 blocks, 64 to 512 channels."""
+    return PreActNet(2, 64, [64, 128, 256, 512], classes=classes, shape=shape)
+
+
+def wide_resnet(depth: int, widen: int, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """WRN-depth-widen (Zagoruyko & Komodakis 2016, arXiv 1605.07146), without dropout; depth is 6n + 4."""
+    return PreActNet((depth - 4) // 6, 16, [16 * widen, 32 * widen, 64 * widen], classes=classes, shape=shape)
+
+
+def _resnet(block, layers):
+    return lambda **kwargs: cifar_resnet(block, layers, **kwargs)
+
+
+FAMILIES = {r"cnn(\d{1,4})": cnn, r"wrn(\d{1,3})_(\d{1,2})": wide_resnet}
+MODELS = {
+    "cnn16": (cnn, [16]),
+    "resnet18": (_resnet(resnet.BasicBlock, [2, 2, 2, 2]), []),
+    "resnet34": (_resnet(resnet.BasicBlock, [3, 4, 6, 3]), []),
+    "resnet50": (_resnet(resnet.Bottleneck, [3, 4, 6, 3]), []),
+    "preact_resnet18": (preact_resnet18, []),
+    "wrn34_10": (wide_resnet, [34, 10]),
+}

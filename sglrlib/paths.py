@@ -1,0 +1,16 @@
+"""Where data, runs and figures are, whatever folder a notebook or a test is started from.
+
+SGLR_DATA names another folder for the downloaded datasets, SGLR_OUT another one for runs/ and figures/.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SGLR_DATA", ROOT / "data")).absolute()
+OUT = Path(os.environ.get("SGLR_OUT", ROOT)).absolute()
+
+RUNS = OUT / "runs"
+FIGURES = OUT / "figures"
+RESULTS = ROOT / "data" / "results"
+PAPER = ROOT / "data" / "paper.csv"
