@@ -61,10 +61,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for f in fields(self):
-            example = f.default if f.name not in ("method_options", "label_options") else {}
-            if not isinstance(example, dict):
-                object.__setattr__(self, f.name, same_type(f.name, getattr(self, f.name), example))
+        for name in (f.name for f in fields(self) if f.name in DEFAULTS):
+            object.__setattr__(self, name, same_type(name, getattr(self, name), DEFAULTS[name]))
         for name, known in CHOICES.items():
             one_of(name, getattr(self, name), known)
         parse_arch(self.arch)
@@ -80,15 +78,24 @@ class RunConfig:
         object.__setattr__(self, "label_options", options(LABELS[self.labels]) | self.label_options)
 
     @property
+    def title(self) -> str:
+        """The name that the paper's tables use, e.g. 'PGD-AT+SGLR'."""
+        return METHODS[self.method].title + LABELS[self.labels].title
+
+    @property
     def id(self) -> str:
-        """The run's name in the store: readable head, and a hash over every field that the run depends on."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
+        """The run's name in the store: a readable head, and a hash of all values that are not the default.
+
+        So a field that is added later, with a default that changes nothing, leaves every id as it was.
+        """
+        values = self.as_dict() | self.method_options | self.label_options
+        text = json.dumps({k: v for k, v in values.items() if k in DEFAULTS and v != DEFAULTS[k]}, sort_keys=True)
         head = f"{self.dataset}-{self.method}-{self.labels}-s{self.seed}"
         return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def as_dict(self) -> dict:
-        """The fields as JSON types, without refine_start where nothing starts there."""
-        values = asdict(self) | {"lr_drops": list(self.lr_drops)}
+        """The fields as a dictionary, without refine_start where nothing starts there."""
+        values = asdict(self)
         if not LABELS[self.labels].needs_clean and self.clean_pass != "always":
             del values["refine_start"]
         return values
@@ -107,15 +114,24 @@ class RunConfig:
         """PGD with this run's budget and step size; settings such as steps or objective are PGD's own."""
         return PGD(self.eps_255 / 255, self.step_255 / 255, **settings)
 
-    def refining(self, epoch: int) -> bool:
-        """Whether refinement is on in an epoch, counted from 1: from 90 of 200 at the release's 0.45."""
-        return epoch >= self.refine_start * self.epochs - 1e-9
+    @property
+    def first_refined(self) -> int:
+        """The epoch, counted from 1, in which refinement starts: 90 of 200 at the release's 0.45."""
+        return max(1, self.epoch_at(self.refine_start))
+
+    @property
+    def drop_epochs(self) -> list[int]:
+        """The epochs in which the learning rate drops: 100 and 150 of 200, as in the release; none under cosine."""
+        return [self.epoch_at(drop) for drop in self.lr_drops] if self.schedule == "piecewise" else []
+
+    def epoch_at(self, fraction: float) -> int:
+        return math.ceil(round(fraction * self.epochs, 6))
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 1; piecewise: from epoch drop * epochs on, as the release."""
+        """Learning rate of an epoch counted from 1."""
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
-        return self.lr * 0.1 ** sum(epoch >= drop * self.epochs - 1e-9 for drop in self.lr_drops)
+        return self.lr * 0.1 ** sum(epoch >= drop for drop in self.drop_epochs)
 
 
 CHOICES = dict(
@@ -148,7 +164,7 @@ def make_config(**values) -> RunConfig:
     one_of("method", method, METHODS)
     one_of("labels", labels, LABELS)
     for name in values:
-        one_of("parameter", name, KNOWN)
+        one_of("parameter", name, DEFAULTS)
 
     def chosen(entry):
         defaults = options(entry)
@@ -161,10 +177,10 @@ def make_config(**values) -> RunConfig:
     )
 
 
-KNOWN = sorted(
-    {f.name for f in fields(RunConfig) if not f.name.endswith("_options")}
-    | {name for entry in [*METHODS.values(), *LABELS.values()] for name in options(entry)}
-)
+# Every name that make_config knows, with a value of its type.
+DEFAULTS: dict[str, object] = {f.name: f.default for f in fields(RunConfig) if not f.name.endswith("_options")}
+for _entry in [*METHODS.values(), *LABELS.values()]:
+    DEFAULTS |= options(_entry)
 
 
 def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
@@ -176,9 +192,14 @@ def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", *
     if scale:
         one_of(f"scale (of {dataset})", scale, RECIPES[dataset])
     one_of("variant", variant, VARIANTS)
-    values = dict(dataset=dataset) | RECIPES[dataset][scale or next(iter(RECIPES[dataset]))] | changes
+    values = dict(dataset=dataset) | RECIPES[dataset][scale or default_scale(dataset)] | changes
     reading = VARIANTS[variant] if values.get("labels") == "self_guided" else {}
     return make_config(**(values | reading | changes))
+
+
+def default_scale(dataset: str) -> str:
+    """The scale that a dataset is run at when none is named: its first row in RECIPES."""
+    return next(iter(RECIPES[dataset]))
 
 
 # The released protocol (facts.md A1) is RunConfig's defaults. Digits are planted with noise because clean digits have
@@ -186,15 +207,15 @@ def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", *
 RECIPES: dict[str, dict[str, dict]] = {
     "digits": {
         "mini": dict(
-            train_size=500, val_size=297, noise_rate=0.2, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
-            epochs=60, batch_size=50, weight_decay=0.0, refine_start=0.4, train_eval_size=500,
+            train_size=500, val_size=297, noise_rate=0.3, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
+            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=200,
         ),
     },
     "cifar10": {
         "paper": dict(augment="crop_flip", val_size=1000),
         "mini": dict(
             train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
-            epochs=40, batch_size=64, lr=0.05, weight_decay=0.0, refine_start=0.2, train_eval_size=500,
+            epochs=60, batch_size=64, lr=0.05, weight_decay=0.0, refine_start=0.1, train_eval_size=500,
         ),
     },
 }  # fmt: skip

@@ -14,6 +14,7 @@ class Hard(nn.Module):
     what must survive a resume is a buffer. Options out of range raise UsageError.
     """
 
+    title = ""  # what the paper's tables add to the method's name
     needs_clean = False  # whether a call needs the logits of the clean images
 
     def __init__(self, y: Tensor, classes: int):
@@ -39,6 +40,8 @@ class Smooth(Hard):
     arXiv 2010.00467); form 'all' gives 1 - s + s/K and s/K (torch's label_smoothing). The paper names neither.
     """
 
+    title = "+LS"
+
     def __init__(self, y: Tensor, classes: int, *, smoothing: float = 0.2, form: str = "others"):
         super().__init__(y, classes)
         within("smoothing", smoothing, 0, 1)
@@ -60,6 +63,7 @@ class SelfGuided(Hard):
     target is the hard label and p rests. From zero, p sums to 1 - alpha^t after t updates: it is not renormalised.
     """
 
+    title = "+SGLR"
     needs_clean = True
 
     def __init__(

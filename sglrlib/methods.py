@@ -20,6 +20,7 @@ class PGDAT:
     outer='clean' takes the loss on the clean images instead, as Algorithm 1 prints it.
     """
 
+    title: ClassVar[str] = "PGD-AT"
     objective: ClassVar[str] = "cross_entropy"
     start: ClassVar[str] = "uniform"
     outer: str = "adversarial"
@@ -47,6 +48,7 @@ class TRADES:
     the train-mode pass that the loss needs anyway, whatever clean_pass says.
     """
 
+    title: ClassVar[str] = "TRADES"
     objective: ClassVar[str] = "kl"
     start: str = "gaussian"
     beta: float = 6.0

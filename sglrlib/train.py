@@ -45,7 +45,7 @@ def train(config: RunConfig, folder: Path, *, device="cpu", speed="fast", report
         started, total = time.perf_counter(), torch.zeros((), device=device)
         generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
         optimizer.param_groups[0]["lr"] = config.lr_at(epoch)
-        refining = config.refining(epoch)
+        refining = epoch >= config.first_refined
         clean_pass = clean_pass_mode(config, refining)
         model.train()
         for x, y, index in data.train.batches(config.batch_size, generator, config.augment):

@@ -1,0 +1,27 @@
+# make demo: the main job on the embedded dataset.  make test: all tests.  Each sets up .venv first where it must.
+.PHONY: demo test lint setup
+BIN := $(CURDIR)/.venv/bin
+DEMO := runs/01_train_sglr_demo.ipynb
+
+demo: setup
+	@mkdir -p runs
+	$(BIN)/papermill --no-progress-bar --log-output notebooks/01_train_sglr.ipynb $(DEMO)
+	@echo "Executed notebook: $(DEMO)"
+	@echo "Figure:            figures/01_train_sglr_digits_mini.png"
+
+# Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed.
+test: setup lint
+	rm -rf .test
+	SGLR_OUT=$(CURDIR)/.test $(BIN)/pytest
+	SGLR_OUT=$(CURDIR)/.test $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks -W default
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+setup: .venv/ready
+# Debian's Python comes without ensurepip: the system's pip fills the environment.
+.venv/ready: requirements.txt pyproject.toml
+	python3 -m venv --without-pip .venv
+	python3 -m pip --python $(BIN)/python install --quiet -r requirements.txt -e .
+	touch $@

@@ -1,0 +1,73 @@
+"""A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+
+from IPython import get_ipython
+
+from sglrlib.checks import one_of, same_type
+from sglrlib.config import DEFAULTS, RunConfig
+
+
+def parameters(**own) -> tuple[SimpleNamespace, dict]:
+    """What the cells run so far assign, checked: this notebook's own parameters, and the changes to a recipe.
+
+    own gives the parameters that only this notebook knows, with their defaults; all others are the fields and options
+    of a RunConfig, and are left out of the changes where they are '', [], 0 (a whole number) or -1: the recipe's own
+    value. Only cells that do nothing but assign literals count: the parameters cell and the one papermill injects.
+    papermill merely warns of a name that it does not know: here that is a UsageError, and so is a wrong type.
+    """
+    shell = get_ipython()
+    return read(shell.user_ns, shell.user_ns["In"], own)
+
+
+def read(namespace: dict, cells: Iterable[str], own: dict) -> tuple[SimpleNamespace, dict]:
+    """parameters() of a given namespace and cells; an unknown name is also removed, so that a corrected cell works."""
+    given, examples = {}, DEFAULTS | own
+    for name in [n for cell in cells for n in literals_assigned(cell) if n in namespace]:
+        if name not in examples:
+            namespace.pop(name)
+            one_of("parameter", name, examples)
+        given[name] = same_type(name, namespace[name], examples[name])
+    changes = {name: value for name, value in given.items() if name not in own and not is_left_to_recipe(value)}
+    return SimpleNamespace(**(own | {name: value for name, value in given.items() if name in own})), changes
+
+
+def is_left_to_recipe(value) -> bool:
+    """Whether a value stands for the recipe's own: '', [] or (), 0 as a whole number, -1."""
+    return value in ("", (), -1) or (type(value) is int and value == 0)
+
+
+def literals_assigned(cell: str) -> Iterator[str]:
+    """The names that a cell assigns, if all it does is assign literals to names."""
+    try:
+        statements = ast.parse(cell).body
+        for statement in statements:
+            ast.literal_eval(statement.value)
+    except (SyntaxError, ValueError, AttributeError):
+        return
+    for statement in statements:
+        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def describe(configs: list[RunConfig]) -> str:
+    """What a notebook is about to run or show, in a few lines; differs only where the configurations do."""
+    c, refined = configs[0], configs[-1]
+    drops = " and ".join(map(str, c.drop_epochs))
+    schedule = "cosine" if c.schedule == "cosine" else f"divided by 10 from epoch {drops} on"
+    lines = [
+        f"{c.dataset}, {c.arch}, {', '.join(dict.fromkeys(x.title for x in configs))}; "
+        f"seeds {', '.join(map(str, dict.fromkeys(x.seed for x in configs)))}",
+        f"budget eps = {c.eps_255}/255, training attack PGD-{c.attack_steps} of step {c.step_255:g}/255 in {c.precision}",
+        f"{c.epochs} epochs of SGD, batch {c.batch_size}, learning rate {c.lr:g} {schedule}, "
+        f"momentum {c.momentum:g}, weight decay {c.weight_decay:g}",
+        f"planted label noise: {c.noise_rate:.0%} of the training labels ({c.noise})",
+        f"best epoch: highest PGD-{c.eval_steps} accuracy on the {c.select_on} split",
+    ]
+    if refined.label_options:
+        options = ", ".join(f"{name} = {value}" for name, value in refined.label_options.items())
+        starts = f", from epoch {refined.first_refined}" if "refine_start" in refined.as_dict() else ""
+        lines.append(f"labels {refined.labels}: {options}{starts}")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+import dataclasses
+import json
+
+import pytest
+
+from sglrlib.checks import UsageError
+from sglrlib.config import RECIPES, default_scale, make_config, recipe
+from sglrlib.labels import LABELS, VARIANTS
+from sglrlib.methods import METHODS
+from sglrlib.notebook import read
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_papers_protocol_needs_no_more_than_the_dataset(dataset):
+    c = recipe(dataset, labels="self_guided")
+    assert (c.arch, c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay) == ("resnet18", 200, 128, 0.1, 0.9, 5e-4)
+    assert (c.eps_255, c.step_255, c.attack_steps, c.augment, c.normalise) == (8, 2, 10, "crop_flip", False)
+    assert (c.train_size, c.test_size, c.noise_rate, c.precision) == (0, 0, 0, "fp32")
+    # rates of the release, epochs counted from 1: 0.1 to epoch 99, 0.01 from 100 to 149, 0.001 from 150
+    assert [c.lr_at(e) for e in (1, 99, 100, 149, 150, 200)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert c.first_refined == 90
+    assert c.label_options == dict(r=1.0, alpha=0.9, lam=0.2, initial="one_hot", average="new")
+
+
+def test_fractions_follow_the_number_of_epochs():
+    c = recipe("cifar10", epochs=40)
+    assert (c.drop_epochs, c.first_refined) == ([20, 30], 18)
+    cosine = recipe("cifar10", schedule="cosine", epochs=10)
+    assert cosine.lr_at(1) == 0.1 and cosine.lr_at(6) == pytest.approx(0.05) and cosine.drop_epochs == []
+
+
+def test_variants_change_what_they_name():
+    printed = recipe("cifar10", labels="self_guided", variant="algorithm_1_printed")
+    assert printed.first_refined == 1
+    assert printed.method_options == dict(outer="clean")
+    assert printed.label_options["initial"] == "zero"
+    control = recipe("cifar10", labels="hard", variant="algorithm_1_printed")
+    assert control == recipe("cifar10", labels="hard")
+    assert recipe("cifar10", labels="self_guided", variant="equation_1", r=0.3).label_options["r"] == 0.3
+
+
+@pytest.mark.parametrize("dataset", RECIPES)
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_combination_is_a_configuration_that_survives_json(dataset, labels, method, variant):
+    for scale in ["", *RECIPES[dataset]]:
+        config = recipe(dataset, scale, variant, labels=labels, method=method)
+        values = json.loads(json.dumps(dataclasses.asdict(config)))
+        options = values.pop("method_options") | values.pop("label_options")
+        assert make_config(**(values | options)) == config
+        assert make_config(**(values | options)).id == config.id
+    assert default_scale(dataset) in RECIPES[dataset]
+
+
+def test_ids_follow_what_a_run_depends_on_and_nothing_else():
+    hard, guided = recipe("digits", labels="hard"), recipe("digits", labels="self_guided")
+    assert hard.id == recipe("digits", labels="hard", r=0.5, alpha=0.1, refine_start=0.7, smoothing=0.3).id
+    assert hard.id != recipe("digits", labels="hard", refine_start=0.7, clean_pass="always").id
+    changed = [guided.but(**c).id for c in (dict(r=0.5), dict(seed=1), dict(refine_start=0.7), dict(precision="bf16"))]
+    assert len({hard.id, guided.id, *changed}) == 6
+    assert "/" not in guided.id and guided.id.startswith("digits-pgd_at-self_guided-s0-")
+
+
+def test_known_ids_do_not_change_under_our_hands():
+    """Committed results are found by id. If this fails, a default has changed its meaning: give the field a new name."""
+    assert recipe("cifar10", labels="hard").id == "cifar10-pgd_at-hard-s0-a39bafcf15"
+    assert recipe("cifar10", labels="self_guided").id == "cifar10-pgd_at-self_guided-s0-cafd0ea4dd"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(metod="trades"), "parameter = 'metod' is not known. Did you mean 'method'"),
+        (dict(method="trade"), "Did you mean 'trades'"),
+        (dict(labels="selfguided"), "Did you mean 'self_guided'"),
+        (dict(labels="self_guided", r=2.0), "r = 2.0 is out of range: expected from 0 to 1; the nearest is 1"),
+        (dict(noise_rate=-0.5), "the nearest is 0"),
+        (dict(noise_rate=float("nan")), "noise_rate = nan is out of range"),
+        (dict(epochs="ten"), "epochs = 'ten' is of type str: expected a whole number"),
+        (dict(epochs=2.5), "epochs = 2.5 is of type float: expected a whole number"),
+        (dict(normalise="true"), "expected True or False"),
+        (dict(lr="1e-3"), "lr = '1e-3' is of type str: expected a number"),
+        (dict(lr_drops="[0.5]"), "expected a list"),
+        (dict(lr_drops=[0.5, 7.0]), "lr_drops = 7.0 is out of range"),
+        (dict(arch="resnet20"), "Did you mean 'resnet"),
+        (dict(seed=-3), "seed = -3"),
+        (dict(select_on="tests"), "Did you mean 'test'"),
+        (dict(val_size=0), "select_on = 'val' needs val_size > 0"),
+    ],
+)
+def test_bad_values_are_named_with_the_nearest_right_one(wrong, said):
+    with pytest.raises(UsageError, match=said.replace("[", r"\[").replace(".", r"\.")):
+        recipe("digits", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(dict(dataset="cifar"), "cifar10"), (dict(scale="papr", dataset="cifar10"), "paper"), (dict(variant="eq1"), "equation_1")],
+)
+def test_bad_recipes(arguments, said):
+    with pytest.raises(UsageError, match=f"Did you mean '{said}'"):
+        recipe(**arguments)
+
+
+def test_a_notebooks_parameters():
+    cells = ["import os", "epochs: int = 0  # help\nlr: float = -1.0\nseeds: int = 1\nscale: str = ''", "# Parameters\nlr = 0.5", "x = len('a')"]
+    namespace = dict(epochs=0, lr=0.5, seeds=2, scale="", x=1)
+    own, changes = read(namespace, cells, dict(seeds=1, scale="", train=True))
+    assert vars(own) == dict(seeds=2, scale="", train=True)
+    assert changes == dict(lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("metod = 'trades'", "Did you mean 'method'"),
+        ("trian = False", "Did you mean 'train'"),
+        ("train = 'false'", "expected True or False"),
+        ("seeds = 1.5", "expected a whole number"),
+    ],
+)
+def test_a_notebooks_wrong_parameters(cell, said):
+    namespace = {}
+    exec(cell, namespace)
+    with pytest.raises(UsageError, match=said):
+        read(namespace, [cell], dict(seeds=1, train=True))
+    if "Did you" in said:  # the wrong name is gone, so the corrected cell works
+        assert read(namespace, [cell], dict(seeds=1, train=True))[1] == {}

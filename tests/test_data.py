@@ -1,0 +1,142 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from sglrlib import data
+from sglrlib.checks import UsageError
+from sglrlib.data import DATASETS, Split, crop_flip, load_data, noisy_labels, stratified_order
+
+
+def test_digits_splits_are_disjoint_whole_and_fixed():
+    d = load_data("digits", train_size=500, val_size=297, seed=1)
+    assert (len(d.train), len(d.val), len(d.test), d.classes, d.shape) == (500, 297, 1000, 10, (1, 8, 8))
+    assert d.train.images.dtype == torch.uint8 and d.train.images.max() == 255
+    everything = torch.cat([d.train.images, d.val.images, d.test.images]).flatten(1)
+    assert len(everything.unique(dim=0)) == 1797
+    again = load_data("digits", train_size=500, val_size=297, seed=2)
+    assert torch.equal(again.val.images, d.val.images)
+
+
+def test_every_prefix_is_stratified():
+    y = np.repeat(np.arange(5), [100, 100, 100, 50, 50])
+    order = stratified_order(y)
+    assert sorted(order) == list(range(400))
+    for n in (40, 100, 333):
+        counts = np.bincount(y[order[:n]], minlength=5)
+        assert np.abs(counts - n * np.array([2, 2, 2, 1, 1]) / 8).max() <= 2
+
+
+@pytest.mark.parametrize(("kind", "share"), [("symmetric", 0.9), ("symmetric_wrong", 1.0), ("class_dependent", 1.0)])
+def test_noise_conventions(kind, share):
+    y = torch.arange(20_000) % 10
+    noisy = noisy_labels(y, 10, kind, 0.4, seed=0, confusions=(torch.arange(10) + 1) % 10)
+    wrong = noisy != y
+    assert wrong.double().mean().item() == pytest.approx(0.4 * share, abs=0.01)
+    offsets = torch.bincount((noisy - y)[wrong] % 10, minlength=10)
+    assert (offsets[1:] > 0).all() if kind != "class_dependent" else offsets[1] == wrong.sum()
+    if kind != "symmetric":
+        assert wrong.sum() == 8000
+    assert torch.equal(noisy, noisy_labels(y, 10, kind, 0.4, seed=0, confusions=(torch.arange(10) + 1) % 10))
+    assert not torch.equal(noisy, noisy_labels(y, 10, kind, 0.4, seed=1, confusions=(torch.arange(10) + 2) % 10))
+
+
+def test_noise_is_planted_in_training_alone_and_the_clean_labels_stay():
+    clean, noisy = (load_data("digits", val_size=100, noise="symmetric_wrong", noise_rate=rate) for rate in (0, 0.5))
+    assert torch.equal(noisy.train.y_clean, clean.train.y)
+    assert (noisy.train.y != noisy.train.y_clean).sum() == int(0.5 * 697)
+    assert torch.equal(noisy.val.y, clean.val.y) and torch.equal(noisy.test.y, clean.test.y)
+
+
+def test_cifar10_confusions_are_mutual_for_cat_and_dog():
+    confusions = DATASETS["cifar10"].confusions
+    assert len(confusions) == 10
+    assert (confusions[3], confusions[5], confusions[9], confusions[2], confusions[4]) == (5, 3, 1, 0, 7)
+
+
+def test_an_epoch_shows_every_sample_once(generator):
+    split = load_data("digits", train_size=130).train
+    batches = list(split.batches(50, generator))
+    assert [len(y) for _, y, _ in batches] == [50, 50, 30]
+    index = torch.cat([i for _, _, i in batches])
+    assert sorted(index.tolist()) == list(range(130))
+    for x, y, i in batches:
+        assert torch.equal(x, split.images[i].float() / 255) and torch.equal(y, split.y[i])
+
+
+def test_crop_flip_is_a_padded_crop_of_each_image(generator):
+    images = torch.randint(1, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    out = crop_flip(images, generator)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    seen = set()
+    for before, after in zip(padded, out, strict=True):
+        places = [
+            (top, left, mirrored)
+            for top in range(9)
+            for left in range(9)
+            for mirrored in (False, True)
+            if torch.equal(after.flip(2) if mirrored else after, before[:, top : top + 8, left : left + 8])
+        ]
+        assert places
+        seen.add(places[0])
+    assert len(seen) > 30 and len({mirrored for _, _, mirrored in seen}) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(dataset="cifar"), "Did you mean 'cifar10'"),
+        (dict(noise="symetric"), "Did you mean 'symmetric'"),
+        (dict(noise_rate=1.2), "nearest is 1"),
+        (dict(train_size=700, val_size=100), "train_size . val_size = 800 is out of range: expected from 0 to 797"),
+        (dict(test_size=1001), "from 0 to 1000"),
+    ],
+)
+def test_bad_requests(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        load_data(**(dict(dataset="digits") | wrong))
+
+
+class FakeCIFAR(data.torchvision.datasets.CIFAR10):
+    """A CIFAR-10 whose download breaks half-way."""
+
+    base_folder = "fake-batches-py"
+
+    def download(self):
+        folder = data.Path(self.root) / self.base_folder
+        folder.mkdir()
+        (folder / "data_batch_1").write_bytes(b"half")
+        raise OSError("connection lost")
+
+
+def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DATA", tmp_path)
+    with pytest.raises(data.DataError, match="could not be downloaded .connection lost.*run again"):
+        data.cifar(FakeCIFAR)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DATA", tmp_path)
+    folder = tmp_path / FakeCIFAR.base_folder
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": []}))
+    with pytest.raises(data.DataError, match="damaged or incomplete.*Remove that folder"):
+        data.cifar(FakeCIFAR)
+    assert (folder / "data_batch_1").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "DATA", tmp_path / "file")
+    with pytest.raises(data.DataError, match="cannot be written.*SGLR_DATA"):
+        data.cifar(FakeCIFAR)
+
+
+def test_splits_move_and_shrink():
+    split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5), torch.arange(5))
+    assert len(split.first(3)) == 3 and len(split.first(0)) == 5
+    assert split.x(slice(2)).dtype == torch.float32
+    assert len(split.to("cpu")) == 5
+

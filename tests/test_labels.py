@@ -1,0 +1,118 @@
+"""Targets against numbers worked out by hand, in every reading of the paper."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sglrlib.checks import UsageError
+from sglrlib.labels import LABELS, VARIANTS, Hard, SelfGuided, Smooth
+
+Y = torch.tensor([1, 0])  # the sample under test is number 1, with label 0
+ONE = torch.tensor([1])
+
+# Three updates of sample 1 (two classes): probabilities on the clean and on the adversarial image.
+CLEAN = [(0.5, 0.5), (0.6, 0.4), (0.1, 0.9)]
+ADV = [(0.25, 0.75), (0.2, 0.8), (0.1, 0.9)]
+# Hence 0.2 * clean + 0.8 * adv = (0.3, 0.7), (0.28, 0.72), (0.1, 0.9).
+
+
+def targets_of(rule):
+    out = []
+    for clean, adv in zip(CLEAN, ADV, strict=True):
+        logits = [torch.tensor([p]).log() for p in (adv, clean)]
+        out.append(rule(ONE, *logits, True)[0])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("variant", "r", "expected"),
+    [
+        # p: 1 -> .9 + .03 = .93 -> .837 + .028 = .865 -> .7785 + .01 = .7885; the target is p
+        ("release", 1.0, [(0.93, 0.07), (0.865, 0.135), (0.7885, 0.2115)]),
+        # the same p, mixed half and half with the label
+        ("equation_1", 0.5, [(0.965, 0.035), (0.9325, 0.0675), (0.89425, 0.10575)]),
+        # p: 0 -> (.03, .07) -> (.055, .135); the target mixes in the p of before, so its mass is below 1
+        ("algorithm_1", 0.5, [(0.5, 0.0), (0.515, 0.035), (0.5275, 0.0675)]),
+        # p: (.03, .07) -> (.055, .135) -> (.0595, .2115), itself the target
+        ("algorithm_1_printed", 1.0, [(0.03, 0.07), (0.055, 0.135), (0.0595, 0.2115)]),
+    ],
+)
+def test_three_updates_by_hand(variant, r, expected):
+    chosen = {k: v for k, v in VARIANTS[variant].items() if k in ("initial", "average")}
+    rule = SelfGuided(Y, 2, r=r, alpha=0.9, lam=0.2, **chosen)
+    assert torch.allclose(targets_of(rule), torch.tensor(expected), atol=1e-6)
+
+
+def test_release_is_the_default_and_forgets_the_label():
+    assert VARIANTS["release"].items() <= dict(r=1.0, initial="one_hot", average="new").items()
+    rule = SelfGuided(Y, 2)
+    wrong = torch.tensor([[-50.0, 50.0]])
+    for _ in range(11):  # refinements up to epoch 100 of the release
+        target = rule(ONE, wrong, wrong, True)
+    assert target[0, 0].item() == pytest.approx(0.9**11, abs=1e-6)
+
+
+def test_mass_from_zero_is_one_minus_alpha_to_the_t():
+    rule = SelfGuided(Y, 2, initial="zero")
+    masses = targets_of(rule).sum(1)
+    assert masses.tolist() == pytest.approx([1 - 0.9**t for t in (1, 2, 3)], abs=1e-6)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.3, 1.0])
+def test_guiding_by_the_present_prediction_only_scales_cross_entropy(r):
+    """alpha = lam = 0: gradient (1-r)(p - y) on the logits, so none at all at r = 1."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, requires_grad=True)
+    y = torch.tensor([3, 1])
+    rule = SelfGuided(y, 4, r=r, alpha=0.0, lam=0.0)
+    F.cross_entropy(logits, rule(torch.arange(2), logits, torch.zeros(2, 4), True), reduction="sum").backward()
+    expected = (1 - r) * (logits.detach().softmax(1) - F.one_hot(y, 4))
+    assert torch.allclose(logits.grad, expected, atol=1e-6)
+
+
+def test_before_refinement_the_target_is_the_label_and_the_table_rests():
+    rule = SelfGuided(Y, 2)
+    before = rule.p.clone()
+    assert rule(ONE, torch.zeros(1, 2), None, False).tolist() == [[1.0, 0.0]]
+    assert torch.equal(rule.p, before)
+
+
+def test_only_the_batch_is_updated_and_the_table_is_saved():
+    rule = SelfGuided(Y, 2)
+    targets_of(rule)
+    assert rule.p[0].tolist() == [0.0, 1.0]
+    fresh = SelfGuided(Y, 2)
+    fresh.load_state_dict(rule.state_dict())
+    assert torch.equal(fresh.p, rule.p)
+
+
+def test_both_forms_of_label_smoothing():
+    y = torch.tensor([2])
+    others = Smooth(y, 5, smoothing=0.2, form="others")(torch.tensor([0]), None, None, False)
+    everyone = Smooth(y, 5, smoothing=0.2, form="all")(torch.tensor([0]), None, None, False)
+    assert torch.allclose(others, torch.tensor([[0.05, 0.05, 0.8, 0.05, 0.05]]))
+    assert torch.allclose(everyone, torch.tensor([[0.04, 0.04, 0.84, 0.04, 0.04]]))
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_every_rule_gives_a_float_target_a_sample(name):
+    rule = LABELS[name](torch.arange(6) % 3, 3)
+    target = rule(torch.tensor([4, 0]), torch.randn(2, 3), torch.randn(2, 3), True)
+    assert target.shape == (2, 3)
+    assert target.dtype == torch.float32
+    assert torch.allclose(target.sum(1), torch.ones(2))
+    assert issubclass(LABELS[name], Hard)
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong", "said"),
+    [
+        (SelfGuided, dict(r=1.5), "r = 1.5 is out of range: expected from 0 to 1; the nearest is 1"),
+        (SelfGuided, dict(initial="onehot"), "Did you mean 'one_hot'"),
+        (Smooth, dict(smoothing=-0.1), "the nearest is 0"),
+        (Smooth, dict(form="other"), "Did you mean 'others'"),
+    ],
+)
+def test_options_out_of_range(rule, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        rule(Y, 2, **wrong)

@@ -1,0 +1,221 @@
+"""A run is loaded, resumed or shared, and nothing that was computed is lost."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sglrlib import checkpoint, results
+from sglrlib.checks import UsageError
+from sglrlib.checkpoint import CheckpointError
+from sglrlib.results import load_model, publish, run, stored
+from sglrlib.train import Diverged, best_epoch, train
+
+SILENT = dict(say=lambda line: None)
+RUN_ONE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from sglrlib.config import make_config
+from sglrlib.results import run
+run(make_config(**json.loads(sys.argv[1])), device="cpu", say=lambda line: print(line, flush=True))
+"""
+
+
+def flat(config):
+    """A configuration as make_config's arguments."""
+    values = json.loads(json.dumps(config.__dict__))
+    return values | values.pop("method_options") | values.pop("label_options")
+
+
+def start(config, out, name="log"):
+    """A process that trains config into the store below out; what it prints goes to out/name."""
+    values = {k: v for k, v in flat(config).items() if not k.endswith("_options")}
+    out.mkdir(exist_ok=True)
+    with open(out / name, "w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN_ONE, json.dumps(values)],
+            env=os.environ | dict(SGLR_OUT=str(out), OMP_NUM_THREADS="1"), stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def assert_same_run(one, other):
+    """The final weights, momentum, label table and curve are equal bit for bit."""
+    for name in ("last.pt", "best.pt"):
+        pair = [checkpoint.load(folder / name) for folder in (one, other)]
+        assert_same(*pair)
+    assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(method="trades", arch="wrn10_1", augment="crop_flip", epochs=15)])
+def test_killed_at_random_moments_ends_bit_for_bit_as_if_never_killed(small, tmp_path, changes):
+    config = small(**(dict(epochs=30, noise_rate=0.3) | changes))
+    whole = start(config, tmp_path / "whole")
+    while "epoch" not in (tmp_path / "whole/log").read_text() and whole.poll() is None:
+        time.sleep(0.01)
+    started = time.monotonic()
+    assert whole.wait() == 0, (tmp_path / "whole/log").read_text()
+    length = time.monotonic() - started
+
+    moments, kills = random.Random(0), 0
+    for _ in range(4):
+        process = start(config, tmp_path / "killed")
+        while process.poll() is None and "epoch" not in (tmp_path / "killed/log").read_text():
+            time.sleep(0.01)  # until the first epoch of this process is done
+        time.sleep(moments.uniform(0, 0.1 * length))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+    epochs = len(checkpoint.load(tmp_path / "killed/runs" / config.id / "last.pt")["curve"])
+    assert kills and epochs < config.epochs, "no kill came before the end: the test shows nothing"
+
+    last = start(config, tmp_path / "killed")
+    assert last.wait() == 0, (tmp_path / "killed/log").read_text()
+    assert_same_run(*(tmp_path / side / "runs" / config.id for side in ("whole", "killed")))
+
+
+def test_two_processes_that_want_one_run_train_it_once(small, tmp_path):
+    config = small(epochs=8)
+    both = [start(config, tmp_path, f"log{i}") for i in range(2)]
+    codes = [process.wait() for process in both]
+    said = [(tmp_path / f"log{i}").read_text() for i in range(2)]
+    assert codes == [0, 0], said
+    assert sorted(map(bool, said)) == [False, True]  # one trained and reported, one loaded
+    log = (tmp_path / "runs" / config.id / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("labels", ["hard", "smooth", "self_guided"])
+@pytest.mark.parametrize("method", ["pgd_at", "trades"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(small, store, labels, method, precision):
+    config = small(labels=labels, method=method, precision=precision, epochs=2, refine_start=0.0)
+    first = run(config, **SILENT)
+    stamp = (store / "runs" / config.id / "last.pt").stat().st_mtime_ns
+    assert run(config, say=pytest.fail) == first
+    assert (store / "runs" / config.id / "last.pt").stat().st_mtime_ns == stamp
+    assert len(first.curve) == 2 and first.n == 40 and first.sizes["wrong_labels"] == stored(config).sizes["wrong_labels"]
+    assert set(first.accuracy) == {"best", "last"}
+    assert first.provenance["torch"] == torch.__version__
+
+
+def test_a_missing_run_is_missing(small, store):
+    assert run(small(), train_missing=False) is None
+    assert not (store / "runs").exists()
+
+
+def test_what_is_computed_does_not_depend_on_the_speed(small, tmp_path):
+    config = small(arch="wrn10_1", epochs=2, batch_size=20)
+    curves = {}
+    for speed in ("plain", "fast"):
+        train(config, tmp_path / speed, speed=speed, report=lambda row: None)
+        curves[speed] = checkpoint.load(tmp_path / speed / "last.pt")
+    losses = [[row["loss"] for row in curves[speed]["curve"]] for speed in curves]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+def test_best_is_chosen_on_validation_and_its_weights_are_kept(small, store):
+    config = small(epochs=6, noise_rate=0.0, train_size=400)
+    result = run(config, **SILENT)
+    rows = list(csv.DictReader((store / "runs" / config.id / "curve.csv").read_text().splitlines()))
+    robust = [float(row["val_robust"]) for row in rows]
+    assert result.best_epoch == robust.index(max(robust)) + 1
+    natural = {which: load_accuracy(config, which) for which in ("best", "last")}
+    assert natural["best"] == pytest.approx(float(rows[result.best_epoch - 1]["test_natural"]))
+    assert natural["last"] == pytest.approx(float(rows[-1]["test_natural"]))
+    changed = result.flips["natural"]
+    assert result.drop("natural") == pytest.approx(100 * (changed["lost"] - changed["gained"]) / result.n, abs=1e-3)
+    assert best_epoch([dict(epoch=1, test_robust=3.0), dict(epoch=2, test_robust=3.0)], "test") == 1
+
+
+def load_accuracy(config, which):
+    from sglrlib.evaluate import accuracy
+    from sglrlib.train import run_data
+
+    return accuracy(load_model(config, which), run_data(config).test)
+
+
+def test_a_loss_that_is_nan_stops_the_run_and_names_the_last_good_checkpoint(small, store, monkeypatch):
+    config = small(epochs=3)
+    calls = []
+
+    def poisoned(self, model, x, x_adv, targets, clean_pass):
+        calls.append(1)
+        loss = original(self, model, x, x_adv, targets, clean_pass)
+        return loss * float("nan") if len(calls) == 4 else loss  # in the second epoch of 2 batches
+
+    from sglrlib.methods import PGDAT
+
+    original = PGDAT.loss
+    monkeypatch.setattr(PGDAT, "loss", poisoned)
+    with pytest.raises(Diverged, match="epoch 2 is nan; the last good checkpoint, of epoch 1, is .*last.pt"):
+        run(config, **SILENT)
+    assert len(checkpoint.load(store / "runs" / config.id / "last.pt")["curve"]) == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_checkpoint_is_never_executed(small, store, capsys):
+    folder = store / "runs" / small().id
+    folder.mkdir(parents=True)
+    torch.save(dict(model=Bomb()), folder / "last.pt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint that can be read"):
+        run(small(), **SILENT)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write(path, b"old")
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_published_results_are_found_without_runs(small, store, monkeypatch):
+    result = run(small(), **SILENT)
+    path = publish(result)
+    monkeypatch.setattr(results, "RUNS", store / "elsewhere")
+    assert run(small(), train_missing=False) == result
+    with pytest.raises(UsageError, match="no best checkpoint"):
+        load_model(small())
+    path.write_text(path.read_text().replace('"epochs": 4', '"epochs": 5'))
+    with pytest.raises(UsageError, match="another configuration than its name says"):
+        stored(small())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [(dict(device="cuda:9"), "torch finds no CUDA"), (dict(device="gpu"), "cpu"), (dict(speed="fats"), "fast")]
+)
+def test_bad_settings_fail_before_any_work(small, store, settings, said):
+    if torch.cuda.is_available() and "cuda:9" in settings.values():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UsageError, match=said):
+        run(small(), **settings)
+    assert not (store / "runs").exists()
