@@ -15,7 +15,7 @@ class CheckpointError(RuntimeError):
 def write(path: Path, content: bytes) -> None:
     """Replace a file atomically: a reader, or a machine that loses power, sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     with open(part, "wb") as file:
         file.write(content)
         file.flush()
@@ -35,7 +35,8 @@ def load(path: Path, device="cpu") -> dict:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a checkpoint that can be read ({error}). Remove it to start again.") from error
+        message = f"{path} is not a checkpoint that can be read ({error}). Remove it to start again."
+        raise CheckpointError(message) from error
 
 
 def save_epoch(folder: Path, parts: dict, curve: list[dict], best: bool) -> None:

@@ -72,7 +72,9 @@ class Data:
         return tuple(self.train.images.shape[1:])
 
 
-def load_data(dataset: str, *, train_size=0, val_size=0, test_size=0, noise="symmetric", noise_rate=0.0, seed=0) -> Data:
+def load_data(
+    dataset: str, *, train_size=0, val_size=0, test_size=0, noise="symmetric", noise_rate=0.0, seed=0
+) -> Data:
     """Load a dataset of DATASETS, carve the validation split, plant label noise in the rest; on the CPU.
 
     Sizes are numbers of images; a train_size or test_size of 0 means all there are, a val_size of 0 no validation.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from IPython import get_ipython
 
-from sglrlib.checks import one_of, same_type
+from sglrlib.checks import one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 
 
@@ -52,6 +52,13 @@ def literals_assigned(cell: str) -> Iterator[str]:
         yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
+def seeds_of(own: SimpleNamespace) -> range:
+    """The seeds that a notebook's parameters seed and seeds ask for. Raises UsageError where there are none."""
+    within("seed", own.seed, 0)
+    within("seeds", own.seeds, 1)
+    return range(own.seed, own.seed + own.seeds)
+
+
 def describe(configs: list[RunConfig]) -> str:
     """What a notebook is about to run or show, in a few lines; differs only where the configurations do."""
     c, refined = configs[0], configs[-1]
@@ -60,7 +67,7 @@ def describe(configs: list[RunConfig]) -> str:
     lines = [
         f"{c.dataset}, {c.arch}, {', '.join(dict.fromkeys(x.title for x in configs))}; "
         f"seeds {', '.join(map(str, dict.fromkeys(x.seed for x in configs)))}",
-        f"budget eps = {c.eps_255}/255, training attack PGD-{c.attack_steps} of step {c.step_255:g}/255 in {c.precision}",
+        f"budget eps = {c.eps_255}/255; training attack PGD-{c.attack_steps}, step {c.step_255:g}/255, {c.precision}",
         f"{c.epochs} epochs of SGD, batch {c.batch_size}, learning rate {c.lr:g} {schedule}, "
         f"momentum {c.momentum:g}, weight decay {c.weight_decay:g}",
         f"planted label noise: {c.noise_rate:.0%} of the training labels ({c.noise})",

@@ -45,7 +45,8 @@ def learning_curves(results: dict[str, list[Result]], title: str) -> Figure:
         axis.set(xlabel="Epoch", ylabel=f"{kind.capitalize()} accuracy (%)")
         sns.despine(ax=axis)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6, label="best epoch"))
+    figure.legend(handles, [*labels, "best epoch"], loc="outside lower center", ncols=5, frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -54,15 +55,16 @@ def mark_phases(axis, config: RunConfig) -> None:
     """Lines where the learning rate drops, a dotted one where refinement starts."""
     marks = [(epoch, "lr / 10", "-") for epoch in config.drop_epochs]
     if "refine_start" in config.as_dict():
-        marks.append((config.first_refined, "refine", ":"))
+        marks.append((config.first_refined, "refinement", ":"))
     for epoch, text, style in marks:
         axis.axvline(epoch, color="0.5", lw=0.9, ls=style, zorder=0)
-        axis.annotate(text, (epoch, 1), xycoords=("data", "axes fraction"), fontsize=7, color="0.3", ha="center", va="bottom")
+        place = dict(xycoords=("data", "axes fraction"), ha="center", va="bottom")
+        axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", **place)
 
 
 def save(figure: Figure, name: str) -> str:
     """Write a figure as PNG and PDF; returns where, relative to the folder that holds figures/."""
     paths.FIGURES.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "pdf"):
-        figure.savefig(paths.FIGURES / f"{name}.{kind}", dpi=200)
+    figure.savefig(paths.FIGURES / f"{name}.png", dpi=200)
+    figure.savefig(paths.FIGURES / f"{name}.pdf", metadata=dict(CreationDate=None))
     return f"figures/{name}.png"

@@ -67,6 +67,8 @@ def run(
     with FileLock(folder / ".lock"):
         if result := stored(config):
             return result
+        for leftover in folder.glob(".*.part-*"):  # of a process that was killed while it wrote
+            leftover.unlink()
         write_json(folder / "config.json", dataclasses.asdict(config))
         train(config, folder, device=device, speed=speed, report=Log(config, folder, device, speed, say))
         result = summarise(config, folder, device, speed)
@@ -132,9 +134,11 @@ def summarise(config: RunConfig, folder: Path, device: str, speed: str) -> Resul
         curve=[{name: round(value, 6) for name, value in row.items()} for row in curve],
         best_epoch=best_epoch(curve, config.select_on),
         sizes=dict(
-            train=len(data.train), val=len(data.val), test=len(data.test),
+            train=len(data.train),
+            val=len(data.val),
+            test=len(data.test),
             wrong_labels=int((data.train.y != data.train.y_clean).sum()),
-        ),  # fmt: skip
+        ),
         accuracy={
             which: {column: round(100 * f.double().mean().item(), 4) for column, f in columns.items()}
             for which, columns in flags.items()
@@ -157,7 +161,8 @@ class Log:
 
     def __call__(self, row: dict) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(dict(epoch=row["epoch"], seconds=round(row["seconds"], 3)) | self.where) + "\n")
+            # The line break comes first, so that a line cut off by a kill spoils itself alone.
+            file.write("\n" + json.dumps(dict(epoch=row["epoch"], seconds=round(row["seconds"], 3)) | self.where))
         self.done += 1
         epoch, epochs = row["epoch"], self.config.epochs
         if self.done == 1 or epoch == epochs or epoch % max(1, epochs // 5) == 0:
@@ -169,7 +174,7 @@ class Log:
 
 def provenance(folder: Path, device: str, speed: str) -> dict:
     """Where and how long a run was trained: the seconds are summed over the epochs that count, resumed or not."""
-    lines = [line for line in (folder / "log.jsonl").read_text().splitlines() if line.endswith("}")]
+    lines = [line for line in (folder / "log.jsonl").read_text().splitlines() if line.endswith("}")]  # whole ones
     seconds = {row["epoch"]: row["seconds"] for row in map(json.loads, lines)}
     return dict(
         device=torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",

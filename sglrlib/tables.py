@@ -25,16 +25,16 @@ def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: 
 
 
 def beside_paper(results: dict[str, list[Result]]) -> pd.DataFrame:
-    """Best, final and their difference for each method: ours (mean, std over seeds), paper, difference, n.
+    """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
-    Where our run is of another dataset or network than the paper's, its CIFAR-10 ResNet-18 number is shown for
-    orientation and no difference is taken. n counts test images times seeds.
+    Where our run is of another dataset or network than any in the paper, its number for ResNet-18 on CIFAR-10 is shown
+    for orientation, marked with a star, and no difference is taken. n is test images x seeds.
     """
     rows = []
     for label, runs in results.items():
         config = runs[0].config
         own = paper_value(config.title, "natural", "best", dataset=config.dataset, model=config.arch) is not None
-        where = dict(dataset=config.dataset, model=config.arch) if own else dict(dataset="cifar10")
+        where = dict(dataset=config.dataset, model=config.arch) if own else dict(dataset="cifar10", model="resnet18")
         for column in ("natural", "pgd_20"):
             ours = {
                 "best": [run.accuracy["best"][column] for run in runs],
@@ -50,12 +50,38 @@ def beside_paper(results: dict[str, list[Result]]) -> pd.DataFrame:
                         "method": label,
                         "accuracy": f"{COLUMN_NAMES[column]} {checkpoint}",
                         "ours": f"{mean:.1f}{spread}",
-                        "paper": "–" if paper is None else f"{paper:.1f}",
+                        "paper": "–" if paper is None else f"{paper:.1f}{'' if own else '*'}",
                         "difference": f"{mean - paper:+.1f}" if own and paper is not None else "–",
                         "n": f"{runs[0].n} x {len(runs)}",
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def claims(hard: list[Result], refined: list[Result]) -> str:
+    """The paper's claims on two methods, one line each with its verdict; PGD-20 on test images unless said."""
+    a, b = hard[0].config.title, refined[0].config.title
+    pairs = list(zip(hard, refined, strict=True))  # of the same seed
+
+    def drop_of_hard() -> str:
+        return verdict([h.drop("pgd_20") for h in hard], [drop_error(h, "pgd_20") for h in hard])
+
+    def smaller_drop() -> str:
+        differences = [h.drop("pgd_20") - r.drop("pgd_20") for h, r in pairs]
+        return verdict(differences, [math.hypot(*(drop_error(run, "pgd_20") for run in pair)) for pair in pairs])
+
+    def higher_at_last(column: str) -> str:
+        differences = [r.accuracy["last"][column] - h.accuracy["last"][column] for h, r in pairs]
+        return verdict(differences, [math.hypot(*(accuracy_error(x, "last", column) for x in pair)) for pair in pairs])
+
+    n = f"n = {hard[0].n} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
+    judged = {
+        f"{a} is more robust at its best epoch than at its last (robust overfitting)": drop_of_hard(),
+        f"{b} loses less of its best robust accuracy than {a}": smaller_drop(),
+        f"{b} is more robust than {a} at the last epoch": higher_at_last("pgd_20"),
+        f"{b} has the higher natural accuracy at the last epoch": higher_at_last("natural"),
+    }
+    return "\n".join(f"{claim}: {answer} ({n})" for claim, answer in judged.items())
 
 
 def verdict(differences: list[float], errors: list[float]) -> str:
@@ -81,28 +107,3 @@ def accuracy_error(run: Result, which: str, column: str) -> float:
     """Binomial standard error (points) of an accuracy."""
     p = run.accuracy[which][column] / 100
     return 100 * math.sqrt(max(p * (1 - p), 1 / run.n) / run.n)
-
-
-def claims(hard: list[Result], refined: list[Result]) -> str:
-    """The paper's claims on two methods, one line each with its verdict; PGD-20 on test images unless said."""
-    a, b = hard[0].config.title, refined[0].config.title
-    drops = [run.drop("pgd_20") for run in hard], [run.drop("pgd_20") for run in refined]
-    errors = [drop_error(run, "pgd_20") for run in hard], [drop_error(run, "pgd_20") for run in refined]
-
-    def last(column):
-        differences = [r.accuracy["last"][column] - h.accuracy["last"][column] for h, r in zip(hard, refined, strict=True)]
-        each = [[accuracy_error(run, "last", column) for run in runs] for runs in (hard, refined)]
-        return verdict(differences, [math.hypot(*pair) for pair in zip(*each, strict=True)])
-
-    difference = [x - y for x, y in zip(*drops, strict=True)]
-    rows = [
-        (f"{a} is more robust at its best epoch than at its last (robust overfitting)", verdict(drops[0], errors[0])),
-        (
-            f"{b} loses less of its best robust accuracy than {a}",
-            verdict(difference, [math.hypot(*pair) for pair in zip(*errors, strict=True)]),
-        ),
-        (f"{b} is more robust than {a} at the last epoch", last("pgd_20")),
-        (f"{b} has the higher natural accuracy at the last epoch", last("natural")),
-    ]
-    n = f"n = {hard[0].n} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
-    return "\n".join(f"{claim}: {answer} ({n})" for claim, answer in rows)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ class Diverged(RuntimeError):
     """The training loss is no longer finite; the message names the epoch and the last good checkpoint."""
 
 
-def train(config: RunConfig, folder: Path, *, device="cpu", speed="fast", report: Callable[[dict], None] = print) -> None:
+def train(
+    config: RunConfig, folder: Path, *, device="cpu", speed="fast", report: Callable[[dict], None] = print
+) -> None:
     """Train a run to its last epoch, from the checkpoint in folder on if there is one.
 
     After each epoch, folder holds last.pt (everything a resume needs), best.pt (the weights of the best epoch so far)
@@ -30,7 +33,8 @@ def train(config: RunConfig, folder: Path, *, device="cpu", speed="fast", report
     none has to be saved. Raises Diverged when the loss is NaN or infinite.
     """
     data = run_data(config, device)
-    model = run_model(config, data).to(device)
+    layout = torch.contiguous_format if speed == "plain" else torch.channels_last
+    model = run_model(config, data).to(device, memory_format=layout)
     method = METHODS[config.method](**config.method_options)
     labels = config.label_rule(data.train.y, data.classes).to(device)
     optimizer = torch.optim.SGD(
@@ -50,15 +54,17 @@ def train(config: RunConfig, folder: Path, *, device="cpu", speed="fast", report
         model.train()
         for x, y, index in data.train.batches(config.batch_size, generator, config.augment):
             x_adv = attack(target.refresh(), x, y, generator)
-            loss = method.loss(model, x, x_adv, lambda adv, clean: labels(index, adv, clean, refining), clean_pass)
+            loss = method.loss(model, x, x_adv, partial(labels, index, refining=refining), clean_pass)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(y)
         row = dict(epoch=epoch, lr=config.lr_at(epoch), loss=total.item() / len(data.train))
         if not math.isfinite(row["loss"]):
-            kept = f"the last good checkpoint, of epoch {epoch - 1}, is {folder / 'last.pt'}" if curve else "none saved"
-            raise Diverged(f"the loss of epoch {epoch} is {row['loss']}; {kept}. A smaller lr than {config.lr} may help.")
+            raise Diverged(
+                f"the loss of epoch {epoch} is {row['loss']}; the last good checkpoint is that of epoch {epoch - 1} "
+                f"in {folder}. A smaller lr than {config.lr} may help."
+            )
         curve.append(row | measure(config, model, data, speed))
         checkpoint.save_epoch(folder, parts, curve, best=best_epoch(curve, config.select_on) == epoch)
         report(curve[-1] | dict(seconds=time.perf_counter() - started))

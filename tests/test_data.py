@@ -112,7 +112,7 @@ class FakeCIFAR(data.torchvision.datasets.CIFAR10):
 
 def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATA", tmp_path)
-    with pytest.raises(data.DataError, match="could not be downloaded .connection lost.*run again"):
+    with pytest.raises(data.DataError, match=r"could not be downloaded .connection lost.*run again"):
         data.cifar(FakeCIFAR)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named_as_such(tmp_path, monkeypatch):
     folder = tmp_path / FakeCIFAR.base_folder
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": []}))
-    with pytest.raises(data.DataError, match="damaged or incomplete.*Remove that folder"):
+    with pytest.raises(data.DataError, match=r"damaged or incomplete.*Remove that folder"):
         data.cifar(FakeCIFAR)
     assert (folder / "data_batch_1").exists()
 
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_named_as_such(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(data, "DATA", tmp_path / "file")
-    with pytest.raises(data.DataError, match="cannot be written.*SGLR_DATA"):
+    with pytest.raises(data.DataError, match=r"cannot be written.*SGLR_DATA"):
         data.cifar(FakeCIFAR)
 
 
@@ -139,4 +139,3 @@ def test_splits_move_and_shrink():
     assert len(split.first(3)) == 3 and len(split.first(0)) == 5
     assert split.x(slice(2)).dtype == torch.float32
     assert len(split.to("cpu")) == 5
-

@@ -1,0 +1,115 @@
+"""The notebooks as their users start them: papermill from any folder, wrong parameters, a tampered output."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sglrlib.paths import DATA, ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAIN = ROOT / "notebooks" / "01_train_sglr.ipynb"
+SMALL = ["-p", "epochs", "2", "-p", "train_size", "60", "-p", "val_size", "40", "-p", "test_size", "50"]
+
+
+def papermill(folder: Path, *arguments, notebook=TRAIN):
+    """papermill's exit code and messages, started in folder, with a store of its own there."""
+    environment = os.environ | dict(SGLR_OUT=str(folder), SGLR_DATA=str(DATA), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), "out.ipynb", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def printed(folder: Path) -> str:
+    """Everything that the executed notebook printed."""
+    cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_papermill_runs_it_from_another_folder_and_shows_it_again_without_training(tmp_path):
+    done = papermill(tmp_path, *SMALL, "-p", "variant", "equation_1", "-p", "seeds", "2")
+    assert done.returncode == 0, done.stderr
+    text = printed(tmp_path)
+    for expected in ("PGD-AT+SGLR", "r = 0.8", "seeds 0, 1", "50 x 2", "n = 50 test images x 2 seeds"):
+        assert expected in text
+    assert (tmp_path / "figures/01_train_sglr_digits_mini.png").stat().st_size > 10_000
+
+    again = papermill(tmp_path, *SMALL, "-p", "variant", "equation_1", "-p", "seeds", "2", "-p", "train", "False")
+    assert again.returncode == 0 and "epoch 1/2" not in printed(tmp_path) and "50 x 2" in printed(tmp_path)
+    missing = papermill(tmp_path, *SMALL, "-p", "train", "False", "-p", "seed", "7")
+    assert missing.returncode == 0 and "missing: digits-pgd_at-hard-s7" in printed(tmp_path)
+    assert "No claim can be judged" in printed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "metod", "trades"], "parameter = 'metod' is not known. Did you mean 'method'?"),
+        (["-p", "method", "trade"], "method = 'trade' is not known. Did you mean 'trades'?"),
+        (["-p", "seeds", "0"], "seeds = 0 is out of range: expected at least 1; the nearest is 1"),
+        (["-p", "train", "false"], "train = 'false' is of type str: expected True or False"),
+        (["-p", "noise_rate", "1.5"], "noise_rate = 1.5 is out of range: expected from 0 to 1; the nearest is 1"),
+        (["-p", "scale", "papr", "-p", "dataset", "cifar10"], "Did you mean 'paper'?"),
+    ],
+)
+def test_wrong_parameters_end_at_once_and_suggest_the_right_one(tmp_path, arguments, said):
+    done = papermill(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert f"UsageError: {said}" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_help_shows_every_parameter_with_a_line_of_help(notebook):
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", str(notebook)], capture_output=True, text=True
+    )
+    cells = nbformat.read(notebook, as_version=4).cells
+    (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
+    assert len(lines) > 3
+    for line in lines:
+        name, rest = line.split(":", 1)
+        assert f"{name}:" in done.stdout and rest.split("#")[1].strip()[:30] in done.stdout
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebooks_are_executed_in_order_and_clean(notebook):
+    text = notebook.read_text()
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    assert "papermill" not in json.loads(text)["metadata"]
+    outputs = json.dumps([c.outputs for c in cells])
+    assert str(ROOT) not in outputs and "stderr" not in outputs and '"error"' not in outputs
+
+
+def test_nbval_is_red_on_one_changed_number(tmp_path):
+    """On a copy that compares two cells only: the parameters as committed, and what they make of the recipe."""
+    nb = nbformat.read(TRAIN, as_version=4)
+    nb.cells = [c for c in nb.cells if c.cell_type == "code"][:2]
+    outcomes = []
+    for name in ("as_committed", "changed"):
+        nbformat.write(nb, tmp_path / f"{name}.ipynb")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+        done = subprocess.run([*command, str(tmp_path / f"{name}.ipynb")], capture_output=True, text=True, cwd=tmp_path)
+        outcomes.append(done.returncode)
+        before = nb.cells[1].outputs[0].text
+        nb.cells[1].outputs[0].text = before.replace("60 epochs", "61 epochs")
+        assert name == "changed" or nb.cells[1].outputs[0].text != before
+    assert outcomes == [0, 1]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_real_cifar_through_papermill(tmp_path, dataset):
+    folder = dict(cifar10="cifar-10-batches-py", cifar100="cifar-100-python")[dataset]
+    if not (DATA / folder).exists():
+        pytest.skip(f"{folder} is not in {DATA}; it is downloaded when a notebook first asks for it")
+    arguments = ["-p", "dataset", dataset, "-p", "scale", "mini", "-p", "epochs", "1", "-p", "train_size", "256"]
+    done = papermill(
+        tmp_path, *arguments, "-p", "val_size", "100", "-p", "test_size", "100", "-p", "augment", "crop_flip"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "256 training images, 0 of them with a wrong label; 100 validation, 100 test images" in printed(tmp_path)
