@@ -23,21 +23,22 @@ class AttackCopy(nn.Module):
         originals = dict(model.named_modules())
         folded = dict(foldable(traced))
         self.sources = []  # (module of the copy, module of the model, the model's BatchNorm folded into it or None)
-        for name, module in traced.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                self.sources.append((module, originals[name], originals.get(folded.get(name))))
-        self.kept = []  # (BatchNorm of the copy, BatchNorm of the model) that no convolution precedes
         for name, module in list(traced.named_modules()):
-            if name in folded.values():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                batch_norm = originals.get(folded.get(name))
+                self.sources.append((module, originals[name], batch_norm))
+                if batch_norm is not None and module.bias is None:
+                    module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
+            elif name in folded.values():
                 traced.set_submodule(name, nn.Identity())
-            elif isinstance(module, nn.BatchNorm2d):
-                self.kept.append((module, originals[name]))
-        for module, _, batch_norm in self.sources:
-            if batch_norm is not None and module.bias is None:
-                module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
         self.net = traced.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
-        for module, _ in self.kept:
-            module.float()
+        for module in self.net.modules():
+            if isinstance(module, nn.BatchNorm2d):  # no convolution before it; its statistics stay float32
+                module.float()
+        theirs = dict(model.named_parameters()) | dict(model.named_buffers())
+        own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        renewed = {id(tensor) for module, _, _ in self.sources for tensor in module.parameters()}
+        self.kept = [(tensor, theirs[name]) for name, tensor in own.items() if id(tensor) not in renewed]
         self.refresh()
 
     @torch.no_grad()
@@ -53,8 +54,8 @@ class AttackCopy(nn.Module):
             module.weight.copy_(weight)
             if bias is not None:
                 module.bias.copy_(bias)
-        for module, source in self.kept:
-            module.load_state_dict(source.state_dict())
+        for tensor, source in self.kept:
+            tensor.copy_(source)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
