@@ -215,7 +215,7 @@ RECIPES: dict[str, dict[str, dict]] = {
         "paper": dict(augment="crop_flip", val_size=1000),
         "mini": dict(
             train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
-            epochs=60, batch_size=64, lr=0.05, weight_decay=0.0, refine_start=0.1, train_eval_size=500,
+            epochs=60, batch_size=64, lr=0.03, weight_decay=0.0, refine_start=0.1, train_eval_size=500, normalise=True,
         ),
     },
 }  # fmt: skip

@@ -60,16 +60,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of a run and its number of classes."""
+    """The three splits of a run."""
 
     train: Split
     val: Split
     test: Split
-    classes: int
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.images.shape[1:])
+    def to(self, device) -> "Data":
+        return Data(self.train.to(device), self.val.to(device), self.test.to(device))
 
 
 def load_data(
@@ -82,7 +80,8 @@ def load_data(
     Raises UsageError for an unknown name or too large a size, DataError where the files are missing or damaged.
     """
     one_of("dataset", dataset, DATASETS)
-    (train_images, train_y), (test_images, test_y), classes = DATASETS[dataset].load()
+    classes = DATASETS[dataset].classes
+    (train_images, train_y), (test_images, test_y) = DATASETS[dataset].load()
     within("train_size + val_size", train_size + val_size, 0, len(train_y))
     within("test_size", test_size, 0, len(test_y))
 
@@ -99,7 +98,7 @@ def load_data(
         return Split(torch.from_numpy(images[index]), y, y)
 
     train_split = replace(split(train_images, train_y, train), y=noisy)
-    return Data(train_split, split(train_images, train_y, val), split(test_images, test_y, test), classes)
+    return Data(train_split, split(train_images, train_y, val), split(test_images, test_y, test))
 
 
 def stratified_order(y: np.ndarray) -> np.ndarray:
@@ -155,7 +154,7 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 AUGMENTS: dict[str, Callable] = {"none": lambda images, generator: images, "crop_flip": crop_flip}
 
 
-# Where images come from: each loader returns (train images, y), (test images, y), classes as NumPy arrays.
+# Where images come from: each loader returns (train images, y), (test images, y) as NumPy arrays.
 
 
 def digits():
@@ -164,7 +163,7 @@ def digits():
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     y = bunch.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(y)), test_size=1000, random_state=SPLIT_SEED, stratify=y)
-    return (images[train], y[train]), (images[test], y[test]), 10
+    return (images[train], y[train]), (images[test], y[test])
 
 
 def cifar(source: type[torchvision.datasets.CIFAR10]):
@@ -179,8 +178,7 @@ def cifar(source: type[torchvision.datasets.CIFAR10]):
             f"{source.__name__} in {folder} is damaged or incomplete ({error}). Remove that folder and run again to "
             f"download it, or put the files of {source.filename} there."
         ) from error
-    splits = [(part.data.transpose(0, 3, 1, 2), np.array(part.targets, dtype=np.int64)) for part in parts]
-    return *splits, len(parts[0].classes)
+    return [(part.data.transpose(0, 3, 1, 2), np.array(part.targets, dtype=np.int64)) for part in parts]
 
 
 def download(source: type[torchvision.datasets.CIFAR10]) -> None:
@@ -205,25 +203,35 @@ def download(source: type[torchvision.datasets.CIFAR10]) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """How to load a dataset, its per-channel mean and std, and the class that each one is mistaken for."""
+    """How to load a dataset; an image's (C, H, W); per-channel mean and std; the class each one is mistaken for.
+
+    CIFAR-10's std is the one that this literature passes on: the mean of the images' own, not that of all pixels.
+    """
 
     load: Callable
+    classes: int
+    shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     confusions: tuple[int, ...] | None = None  # None: the next class
 
 
-# CIFAR-10's confusions are those of Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane,
-# deer -> horse, cat <-> dog; the other classes keep their labels.
 DATASETS = {
-    "digits": Dataset(digits, (0.3053,), (0.3760,)),
+    "digits": Dataset(digits, 10, (1, 8, 8), (0.3043,), (0.3753,)),
     "cifar10": Dataset(
         lambda: cifar(torchvision.datasets.CIFAR10),
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
+        classes=10,
+        shape=(3, 32, 32),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
         confusions=(0, 1, 0, 5, 7, 3, 6, 7, 8, 1),
     ),
     "cifar100": Dataset(
-        lambda: cifar(torchvision.datasets.CIFAR100), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+        lambda: cifar(torchvision.datasets.CIFAR100),
+        classes=100,
+        shape=(3, 32, 32),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
     ),
 }

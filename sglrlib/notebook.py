@@ -59,6 +59,9 @@ def seeds_of(own: SimpleNamespace) -> range:
     return range(own.seed, own.seed + own.seeds)
 
 
+SELECTED_ON = dict(val="validation images", test="TEST images, as in the paper: best numbers are optimistic")
+
+
 def describe(configs: list[RunConfig]) -> str:
     """What a notebook is about to run or show, in a few lines; differs only where the configurations do."""
     c, refined = configs[0], configs[-1]
@@ -71,7 +74,7 @@ def describe(configs: list[RunConfig]) -> str:
         f"{c.epochs} epochs of SGD, batch {c.batch_size}, learning rate {c.lr:g} {schedule}, "
         f"momentum {c.momentum:g}, weight decay {c.weight_decay:g}",
         f"planted label noise: {c.noise_rate:.0%} of the training labels ({c.noise})",
-        f"best epoch: highest PGD-{c.eval_steps} accuracy on the {c.select_on} split",
+        f"best epoch: highest PGD-{c.eval_steps} accuracy on {SELECTED_ON[c.select_on]}",
     ]
     if refined.label_options:
         options = ", ".join(f"{name} = {value}" for name, value in refined.label_options.items())

@@ -5,12 +5,13 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 from sglrlib import checkpoint
@@ -64,7 +65,7 @@ def run(
     if (result := stored(config)) or not train_missing:
         return result
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with alone(folder, say):
         if result := stored(config):
             return result
         for leftover in folder.glob(".*.part-*"):  # of a process that was killed while it wrote
@@ -74,6 +75,21 @@ def run(
         result = summarise(config, folder, device, speed)
         write_json(folder / "result.json", dataclasses.asdict(result))
     return result
+
+
+@contextmanager
+def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Within: no other process of this machine is here. The lock goes with the process, even if that is killed."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for the process that trains {folder.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def publish(result: Result) -> Path:
@@ -105,7 +121,7 @@ def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Modul
     path = RUNS / config.id / f"{which}.pt"
     if not path.exists():
         raise UsageError(f"{config.id} has no {which} checkpoint in {RUNS}: weights are not committed, train it first.")
-    model = run_model(config, run_data(config))
+    model = run_model(config)
     model.load_state_dict(checkpoint.load(path)["model"])
     return model.to(device).eval()
 
@@ -120,7 +136,7 @@ def pick_device(device: str) -> str:
 
 def summarise(config: RunConfig, folder: Path, device: str, speed: str) -> Result:
     """Judge the best and the last checkpoint on the test images, natural and under PGD-20."""
-    data = run_data(config, device)
+    data = run_data(config).to(device)
     flags = {
         which: {
             column: correct(load_model(config, which, device), data.test, attack, speed=speed)

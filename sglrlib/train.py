@@ -32,11 +32,11 @@ def train(
     and curve.csv. report is called with each epoch's row of the curve. Random streams are seeded by (seed, epoch), so
     none has to be saved. Raises Diverged when the loss is NaN or infinite.
     """
-    data = run_data(config, device)
+    data = run_data(config).to(device)
     layout = torch.contiguous_format if speed == "plain" else torch.channels_last
-    model = run_model(config, data).to(device, memory_format=layout)
+    model = run_model(config).to(device, memory_format=layout)
     method = METHODS[config.method](**config.method_options)
-    labels = config.label_rule(data.train.y, data.classes).to(device)
+    labels = config.label_rule(data.train.y, DATASETS[config.dataset].classes).to(device)
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
     )
@@ -70,20 +70,19 @@ def train(
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
 
 
-def run_data(config: RunConfig, device="cpu") -> Data:
-    """The splits that a run trains and is measured on, whole on the device."""
-    data = load_data(
+def run_data(config: RunConfig) -> Data:
+    """The splits that a run trains and is measured on, on the CPU."""
+    return load_data(
         config.dataset, train_size=config.train_size, val_size=config.val_size, test_size=config.test_size,
         noise=config.noise, noise_rate=config.noise_rate, seed=config.seed,
     )  # fmt: skip
-    return Data(data.train.to(device), data.val.to(device), data.test.to(device), data.classes)
 
 
-def run_model(config: RunConfig, data: Data) -> nn.Module:
+def run_model(config: RunConfig) -> nn.Module:
     """The run's network with its initial weights, on the CPU."""
     dataset = DATASETS[config.dataset]
     normalise = (dataset.mean, dataset.std) if config.normalise else None
-    return build_model(config.arch, data.classes, data.shape, normalise=normalise, seed=config.seed)
+    return build_model(config.arch, dataset.classes, dataset.shape, normalise=normalise, seed=config.seed)
 
 
 def clean_pass_mode(config: RunConfig, refining: bool) -> str:

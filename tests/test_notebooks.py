@@ -52,7 +52,10 @@ def test_papermill_runs_it_from_another_folder_and_shows_it_again_without_traini
         (["-p", "seeds", "0"], "seeds = 0 is out of range: expected at least 1; the nearest is 1"),
         (["-p", "train", "false"], "train = 'false' is of type str: expected True or False"),
         (["-p", "noise_rate", "1.5"], "noise_rate = 1.5 is out of range: expected from 0 to 1; the nearest is 1"),
-        (["-p", "scale", "papr", "-p", "dataset", "cifar10"], "Did you mean 'paper'?"),
+        (
+            ["-p", "scale", "papr", "-p", "dataset", "cifar10"],
+            "scale (of cifar10) = 'papr' is not known. Did you mean 'paper'?",
+        ),
     ],
 )
 def test_wrong_parameters_end_at_once_and_suggest_the_right_one(tmp_path, arguments, said):
