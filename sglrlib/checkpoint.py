@@ -39,12 +39,24 @@ def load(path: Path, device="cpu") -> dict:
         raise CheckpointError(message) from error
 
 
-def save_epoch(folder: Path, parts: dict, curve: list[dict], best: bool) -> None:
-    """Save the state of a run after an epoch; last.pt comes last, so a kill between two files repeats the epoch."""
-    if best:
-        save(folder / "best.pt", dict(epoch=curve[-1]["epoch"], model=parts["model"].state_dict()))
+def save_epoch(folder: Path, parts: dict, curve: list[dict], best: int) -> None:
+    """Save the state of a run after an epoch, best being the best epoch so far.
+
+    last.pt is what counts, and is written when all it refers to is there: best-N.pt, the weights of epoch N.
+    """
+    if best == curve[-1]["epoch"]:
+        save(folder / f"best-{best}.pt", dict(model=parts["model"].state_dict()))
     write(folder / "curve.csv", as_csv(curve).encode())
-    save(folder / "last.pt", {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve))
+    save(folder / "last.pt", {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve, best=best))
+    for old in folder.glob("best-*.pt"):
+        if old.name != f"best-{best}.pt":
+            old.unlink()
+
+
+def weights(folder: Path, which: str) -> dict:
+    """The model's state in a run's 'best' or 'last' checkpoint. Raises CheckpointError where there is none."""
+    last = load(folder / "last.pt")
+    return (last if which == "last" else load(folder / f"best-{last['best']}.pt"))["model"]
 
 
 def restore(path: Path, parts: dict, device="cpu") -> list[dict]:

@@ -118,11 +118,11 @@ def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Modul
     which is 'best' or 'last'. Raises UsageError where this machine holds no such checkpoint.
     """
     one_of("which", which, ["best", "last"])
-    path = RUNS / config.id / f"{which}.pt"
-    if not path.exists():
-        raise UsageError(f"{config.id} has no {which} checkpoint in {RUNS}: weights are not committed, train it first.")
+    folder = RUNS / config.id
+    if not (folder / "last.pt").exists():
+        raise UsageError(f"{config.id} has no checkpoint in {RUNS}: weights are not committed, train it first.")
     model = run_model(config)
-    model.load_state_dict(checkpoint.load(path)["model"])
+    model.load_state_dict(checkpoint.weights(folder, which))
     return model.to(device).eval()
 
 

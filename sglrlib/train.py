@@ -28,9 +28,9 @@ def train(
 ) -> None:
     """Train a run to its last epoch, from the checkpoint in folder on if there is one.
 
-    After each epoch, folder holds last.pt (everything a resume needs), best.pt (the weights of the best epoch so far)
-    and curve.csv. report is called with each epoch's row of the curve. Random streams are seeded by (seed, epoch), so
-    none has to be saved. Raises Diverged when the loss is NaN or infinite.
+    After each epoch, folder holds last.pt (everything a resume needs), best-N.pt (the weights of the best epoch so
+    far, N) and curve.csv. report is called with each epoch's row of the curve. Random streams are seeded by (seed,
+    epoch), so none has to be saved. Raises Diverged when the loss is NaN or infinite.
     """
     data = run_data(config).to(device)
     layout = torch.contiguous_format if speed == "plain" else torch.channels_last
@@ -66,7 +66,7 @@ def train(
                 f"in {folder}. A smaller lr than {config.lr} may help."
             )
         curve.append(row | measure(config, model, data, speed))
-        checkpoint.save_epoch(folder, parts, curve, best=best_epoch(curve, config.select_on) == epoch)
+        checkpoint.save_epoch(folder, parts, curve, best_epoch(curve, config.select_on))
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
 
 

@@ -46,9 +46,10 @@ def start(config, out, name="log"):
 
 def assert_same_run(one, other):
     """The final weights, momentum, label table and curve are equal bit for bit."""
-    for name in ("last.pt", "best.pt"):
-        pair = [checkpoint.load(folder / name) for folder in (one, other)]
-        assert_same(*pair)
+    names = sorted(path.name for path in one.glob("*.pt"))
+    assert len(names) == 2 and names == sorted(path.name for path in other.glob("*.pt"))  # last, and one best
+    for name in names:
+        assert_same(*(checkpoint.load(folder / name) for folder in (one, other)))
     assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
 
 
@@ -205,7 +206,7 @@ def test_published_results_are_found_without_runs(small, store, monkeypatch):
     path = publish(result)
     monkeypatch.setattr(results, "RUNS", store / "elsewhere")
     assert run(small(), train_missing=False) == result
-    with pytest.raises(UsageError, match="no best checkpoint"):
+    with pytest.raises(UsageError, match="has no checkpoint"):
         load_model(small())
     path.write_text(path.read_text().replace('"epochs": 4', '"epochs": 5'))
     with pytest.raises(UsageError, match="another configuration than its name says"):
