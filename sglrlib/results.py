@@ -71,6 +71,7 @@ def run(
         for leftover in folder.glob(".*.part-*"):  # of a process that was killed while it wrote
             leftover.unlink()
         write_json(folder / "config.json", dataclasses.asdict(config))
+        say(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
         train(config, folder, device=device, speed=speed, report=Log(config, folder, device, speed, say))
         result = summarise(config, folder, device, speed)
         write_json(folder / "result.json", dataclasses.asdict(result))

@@ -9,6 +9,7 @@ from sglrlib.train import train
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile's own
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("speed", ["plain", "fast", "compile"])
 def test_a_run_trains_and_resumes_on_cuda(small, tmp_path, speed, precision):
