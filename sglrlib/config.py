@@ -208,7 +208,7 @@ RECIPES: dict[str, dict[str, dict]] = {
     "digits": {
         "mini": dict(
             train_size=500, val_size=297, noise_rate=0.3, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
-            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=200,
+            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=100,
         ),
     },
     "cifar10": {

@@ -19,17 +19,18 @@ COLOURS = {
 }
 
 
-def learning_curves(results: dict[str, list[Result]], title: str) -> Figure:
-    """Robust and natural accuracy over epochs, train dashed and test solid, one colour per label of results.
+def learning_curves(results: dict[str, list[Result]]) -> Figure:
+    """Robust and natural accuracy over epochs, train dashed and test solid, one colour per method.
 
-    Several seeds of a label are drawn as their mean with the band from lowest to highest. The learning-rate drops and
-    the start of refinement are marked, and each label's best epoch (the first seed's) by a dot.
+    results: the paper's name of a method -> its runs, one a seed. Several seeds are drawn as their mean with a band
+    from lowest to highest. The learning-rate drops and the start of refinement are marked, and the first seed's best
+    epoch by a dot.
     """
     sns.set_theme("paper", "ticks", "colorblind")
     figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.1), sharex=True, layout="constrained")
     for axis, kind in zip(axes, ("robust", "natural"), strict=True):
         for label, runs in results.items():
-            colour = COLOURS.get(label.split(" (")[0], _PALETTE[7])
+            colour = COLOURS.get(label, _PALETTE[7])
             for split, style in (("train", "--"), ("test", "-")):
                 epochs = [row["epoch"] for row in runs[0].curve]
                 values = [[row[f"{split}_{kind}"] for row in run.curve] for run in runs]
@@ -47,8 +48,20 @@ def learning_curves(results: dict[str, list[Result]], title: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6, label="best epoch"))
     figure.legend(handles, [*labels, "best epoch"], loc="outside lower center", ncols=5, frameon=False, fontsize=7)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(headline(next(iter(results.values()))), fontsize=8)
     return figure
+
+
+def headline(runs: list[Result]) -> str:
+    """What was run, on one line: dataset, network, budget, planted noise, images and seeds."""
+    config = runs[0].config
+    noise = (
+        f"{config.noise_rate:.0%} of the training labels replaced at random"
+        if config.noise_rate
+        else "no planted noise"
+    )
+    seeds = f"mean and range of {len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"
+    return f"{config.dataset}, {config.arch}, eps = {config.eps_255}/255, {noise}; {runs[0].n} test images, {seeds}"
 
 
 def mark_phases(axis, config: RunConfig) -> None:
