@@ -8,6 +8,7 @@ from sglrlib.data import DATASETS
 from sglrlib.evaluate import accuracy, correct
 from sglrlib.fast import AttackCopy, attack_target
 from sglrlib.models import MODELS, build_model
+from sglrlib.train import run_data, run_model
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,6 @@ def test_folded_gradients_equal_the_models():
 
 @pytest.mark.parametrize("speed", ["plain", "fast"])
 def test_accuracy_is_the_share_of_right_images_whatever_the_batch(small, speed):
-    from sglrlib.train import run_data, run_model
-
     config = small()
     data = run_data(config)
     model = run_model(config).train()
@@ -127,8 +126,6 @@ def test_plain_is_the_model_itself():
 
 
 def test_an_attack_that_does_nothing_changes_nothing(small):
-    from sglrlib.train import run_data, run_model
-
     data = run_data(small())
     model = run_model(small())
     assert torch.equal(correct(model, data.test, PGD(0, 0, 1)), correct(model, data.test))

@@ -10,12 +10,15 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sglrlib import checkpoint, results
 from sglrlib.checkpoint import CheckpointError
 from sglrlib.checks import UsageError
+from sglrlib.evaluate import accuracy
+from sglrlib.methods import PGDAT
 from sglrlib.results import load_model, publish, run, stored
-from sglrlib.train import Diverged, best_epoch, train
+from sglrlib.train import Diverged, best_epoch, run_data, run_model, train
 
 SILENT = dict(say=lambda line: None)
 RUN_ONE = """
@@ -139,6 +142,35 @@ def test_what_is_computed_does_not_depend_on_the_speed(small, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
+def test_three_epochs_by_hand(small, tmp_path):
+    """SGD written out: full batches, no attack; refinement from epoch 2, the rate divided by 10 in epoch 3."""
+    config = small(
+        train_size=50, batch_size=50, epochs=3, eps_255=0, arch="cnn4", noise_rate=0.0, refine_start=0.5,
+        lr=0.5, lr_drops=[1.0], momentum=0.8, weight_decay=0.01,
+    )  # fmt: skip
+    train(config, tmp_path, report=lambda row: None)
+
+    data, model = run_data(config).train, run_model(config)
+    x, y, p = data.x(), data.y, F.one_hot(data.y, 10).float()
+    velocity = [torch.zeros_like(w) for w in model.parameters()]
+    for epoch, lr in ((1, 0.5), (2, 0.5), (3, 0.05)):
+        logits = model(x)
+        if epoch >= 2:
+            p = 0.9 * p + 0.1 * logits.detach().softmax(1)
+        loss = -((p if epoch >= 2 else F.one_hot(y, 10)) * logits.log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for w, g, v in zip(model.parameters(), gradients, velocity, strict=True):
+                v.mul_(0.8).add_(g + 0.01 * w)
+                w.sub_(lr * v)
+
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert torch.allclose(saved["labels"]["p"], p, atol=1e-6)
+    for name, weight in model.state_dict().items():
+        assert torch.allclose(saved["model"][name], weight, atol=1e-6), name
+    assert [row["lr"] for row in saved["curve"]] == pytest.approx([0.5, 0.5, 0.05])
+
+
 def test_best_is_chosen_on_validation_and_its_weights_are_kept(small, store):
     config = small(epochs=6, noise_rate=0.0, train_size=400)
     result = run(config, **SILENT)
@@ -154,9 +186,6 @@ def test_best_is_chosen_on_validation_and_its_weights_are_kept(small, store):
 
 
 def load_accuracy(config, which):
-    from sglrlib.evaluate import accuracy
-    from sglrlib.train import run_data
-
     return accuracy(load_model(config, which), run_data(config).test)
 
 
@@ -168,8 +197,6 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_last_good_checkpoint(sma
         calls.append(1)
         loss = original(self, model, x, x_adv, targets, clean_pass)
         return loss * float("nan") if len(calls) == 4 else loss  # in the second epoch of 2 batches
-
-    from sglrlib.methods import PGDAT
 
     original = PGDAT.loss
     monkeypatch.setattr(PGDAT, "loss", poisoned)
