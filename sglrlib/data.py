@@ -13,6 +13,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchvision.datasets.utils import check_integrity
 
 from sglrlib.checks import one_of, within
 from sglrlib.paths import DATA
@@ -170,14 +171,14 @@ def cifar(source: type[torchvision.datasets.CIFAR10]):
     """CIFAR-10 or CIFAR-100 below DATA in torchvision's own layout, downloaded whole or not at all."""
     if not (DATA / source.base_folder).exists():
         download(source)
-    try:
-        parts = [source(str(DATA), train=train, download=False) for train in (True, False)]
-    except Exception as error:  # torchvision: RuntimeError for a wrong md5, anything for an unreadable pickle
-        folder = DATA / source.base_folder
+    folder, meta = DATA / source.base_folder, source.meta
+    files = [*source.train_list, *source.test_list, (meta["filename"], meta["md5"])]
+    if damaged := [name for name, md5 in files if not check_integrity(str(folder / name), md5)]:
         raise DataError(
-            f"{source.__name__} in {folder} is damaged or incomplete ({error}). Remove that folder and run again to "
-            f"download it, or put the files of {source.filename} there."
-        ) from error
+            f"{', '.join(damaged)} in {folder}: damaged or missing (md5). Remove that folder and run again to download "
+            f"it, or put the files of {source.filename} there."
+        )
+    parts = [source(str(DATA), train=train, download=False) for train in (True, False)]
     return [(part.data.transpose(0, 3, 1, 2), np.array(part.targets, dtype=np.int64)) for part in parts]
 
 

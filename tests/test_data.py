@@ -123,7 +123,9 @@ def test_a_damaged_file_is_named_as_such(tmp_path, monkeypatch):
     folder = tmp_path / FakeCIFAR.base_folder
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": []}))
-    with pytest.raises(data.DataError, match=r"damaged or incomplete.*Remove that folder"):
+    with pytest.raises(
+        data.DataError, match=r"^data_batch_1, data_batch_2.*batches.meta in .*damaged or missing.*Remove that folder"
+    ):
         data.cifar(FakeCIFAR)
     assert (folder / "data_batch_1").exists()
 
