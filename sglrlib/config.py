@@ -89,7 +89,8 @@ class RunConfig:
         So a field that is added later, with a default that changes nothing, leaves every id as it was.
         """
         values = self.as_dict() | self.method_options | self.label_options
-        text = json.dumps({k: v for k, v in values.items() if k in DEFAULTS and v != DEFAULTS[k]}, sort_keys=True)
+        defaults = DEFAULTS | options(METHODS[self.method]) | options(LABELS[self.labels])
+        text = json.dumps({k: v for k, v in values.items() if k in defaults and v != defaults[k]}, sort_keys=True)
         head = f"{self.dataset}-{self.method}-{self.labels}-s{self.seed}"
         return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
