@@ -9,11 +9,14 @@ demo: setup
 	@echo "Executed notebook: $(DEMO)"
 	@echo "Figure:            figures/01_train_sglr_digits_mini.png"
 
-# Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed.
+# Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed. One
+# thread: on a crowded machine several wait for each other, and are slower by a factor of ten.
+test: export SGLR_OUT := $(CURDIR)/.test
+test: export OMP_NUM_THREADS := 1
 test: setup lint
 	rm -rf .test
-	SGLR_OUT=$(CURDIR)/.test $(BIN)/pytest
-	SGLR_OUT=$(CURDIR)/.test $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks -W default
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks -W default
 
 # Execute every notebook in place with its defaults, and drop what differs between two equal executions.
 notebooks: setup

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from IPython import get_ipython
 
 from sglrlib.checks import one_of, same_type, within
-from sglrlib.config import DEFAULTS, RunConfig
+from sglrlib.config import DEFAULTS, RunConfig, default_scale, recipe
 
 
 def parameters(**own) -> tuple[SimpleNamespace, dict]:
@@ -57,6 +57,14 @@ def seeds_of(own: SimpleNamespace) -> range:
     within("seed", own.seed, 0)
     within("seeds", own.seeds, 1)
     return range(own.seed, own.seed + own.seeds)
+
+
+def figure_name(stem: str, configs: list[RunConfig], scale: str) -> str:
+    """stem_dataset_scale for the recipe as it stands; the run's hash is added where any of its values was changed."""
+    c = configs[-1]
+    name = f"{stem}_{c.dataset}_{scale or default_scale(c.dataset)}"
+    unchanged = c == recipe(c.dataset, scale, labels="self_guided", seed=c.seed)
+    return name if unchanged else f"{name}_{c.id.rsplit('-', 1)[1]}"
 
 
 SELECTED_ON = dict(val="validation images", test="TEST images, as in the paper: best numbers are optimistic")

@@ -35,7 +35,8 @@ def test_papermill_runs_it_from_another_folder_and_shows_it_again_without_traini
     text = printed(tmp_path)
     for expected in ("PGD-AT+SGLR", "r = 0.8", "seeds 0, 1", "50 x 2", "n = 50 test images x 2 seeds"):
         assert expected in text
-    assert (tmp_path / "figures/01_train_sglr_digits_mini.png").stat().st_size > 10_000
+    (figure,) = (tmp_path / "figures").glob("01_train_sglr_digits_mini_*.png")  # not the recipe's own name
+    assert figure.stat().st_size > 10_000
 
     again = papermill(tmp_path, *SMALL, "-p", "variant", "equation_1", "-p", "seeds", "2", "-p", "train", "False")
     assert again.returncode == 0 and "epoch 1/2" not in printed(tmp_path) and "50 x 2" in printed(tmp_path)
