@@ -16,7 +16,7 @@ test: export OMP_NUM_THREADS := 1
 test: setup lint
 	rm -rf .test
 	$(BIN)/pytest
-	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks -W default
+	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks
 
 # Execute every notebook in place with its defaults, and drop what differs between two equal executions.
 notebooks: setup
