@@ -203,7 +203,7 @@ def default_scale(dataset: str) -> str:
     return next(iter(RECIPES[dataset]))
 
 
-# The released protocol (facts.md A1) is RunConfig's defaults. Digits are planted with noise because clean digits have
+# The released protocol is RunConfig's defaults. Digits are planted with noise because clean digits have
 # hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds.
 RECIPES: dict[str, dict[str, dict]] = {
     "digits": {
