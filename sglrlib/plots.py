@@ -40,14 +40,15 @@ def learning_curves(results: dict[str, list[Result]]) -> Figure:
                     low, high = zip(*((min(c), max(c)) for c in zip(*values, strict=True)), strict=True)
                     axis.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
                 if split == "test":
-                    best = runs[0].best_epoch
-                    axis.plot(best, mean[best - 1], "o", color=colour, mec="white", ms=6, zorder=5)
+                    epoch = runs[0].best_epoch
+                    axis.plot(epoch, mean[epoch - 1], "o", color=colour, mec="white", ms=6, zorder=5)
         mark_phases(axis, list(results.values())[-1][0].config)
         axis.set(xlabel="Epoch", ylabel=f"{kind.capitalize()} accuracy (%)")
         sns.despine(ax=axis)
     handles, labels = axes[0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6, label="best epoch"))
-    figure.legend(handles, [*labels, "best epoch"], loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+    handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6))
+    best = "best epoch" if max(map(len, results.values())) == 1 else "best epoch, first seed"
+    figure.legend(handles, [*labels, best], loc="outside lower center", ncols=5, frameon=False, fontsize=7)
     figure.suptitle(headline(next(iter(results.values()))), fontsize=8)
     return figure
 

@@ -175,6 +175,7 @@ class Log:
         self.config, self.path, self.say = config, folder / "log.jsonl", say
         self.where = dict(device=device, speed=speed)
         self.started, self.done = time.monotonic(), 0
+        self.path.touch()  # a kill right after the only epoch leaves a finished run without a line here
 
     def __call__(self, row: dict) -> None:
         with open(self.path, "a") as file:

@@ -9,8 +9,7 @@ from scipy.stats import t as student
 from sglrlib.paths import PAPER
 from sglrlib.results import Result
 
-DATASET_NAMES = {"digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-COLUMN_NAMES = {"natural": "Natural", "pgd_20": "PGD-20", "autoattack": "AutoAttack"}
+COLUMN_NAMES = {"natural": "Natural", "pgd_20": "PGD-20"}
 
 
 def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: str = "resnet18") -> float | None:
@@ -35,7 +34,7 @@ def beside_paper(results: dict[str, list[Result]]) -> pd.DataFrame:
         config = runs[0].config
         own = paper_value(config.title, "natural", "best", dataset=config.dataset, model=config.arch) is not None
         where = dict(dataset=config.dataset, model=config.arch) if own else dict(dataset="cifar10", model="resnet18")
-        for column in ("natural", "pgd_20"):
+        for column, name in COLUMN_NAMES.items():
             ours = {
                 "best": [run.accuracy["best"][column] for run in runs],
                 "final": [run.accuracy["last"][column] for run in runs],
@@ -48,7 +47,7 @@ def beside_paper(results: dict[str, list[Result]]) -> pd.DataFrame:
                 rows.append(
                     {
                         "method": label,
-                        "accuracy": f"{COLUMN_NAMES[column]} {checkpoint}",
+                        "accuracy": f"{name} {checkpoint}",
                         "ours": f"{mean:.1f}{spread}",
                         "paper": "–" if paper is None else f"{paper:.1f}{'' if own else '*'}",
                         "difference": f"{mean - paper:+.1f}" if own and paper is not None else "–",

@@ -127,6 +127,16 @@ def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(small
     assert first.provenance["torch"] == torch.__version__
 
 
+def test_a_run_killed_before_its_first_line_in_the_log_is_finished(small, store, monkeypatch):
+    config = small(epochs=1)
+    with monkeypatch.context() as killed:
+        killed.setattr(results.Log, "__call__", lambda self, row: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, **SILENT)
+    (store / "runs" / config.id / "log.jsonl").unlink(missing_ok=True)
+    assert len(run(config, **SILENT).curve) == 1
+
+
 def test_a_missing_run_is_missing(small, store):
     assert run(small(), train_missing=False) is None
     assert not (store / "runs").exists()
