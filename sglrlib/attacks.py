@@ -1,13 +1,16 @@
 """Attacks in the l_inf ball on images in [0, 1]: pure functions that leave no trace on the model."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sglrlib.autoattack import Part, Square
 from sglrlib.checks import one_of, within
 
 
@@ -15,15 +18,20 @@ from sglrlib.checks import one_of, within
 class PGD:
     """Projected gradient ascent in the l_inf ball (Madry et al. 2018, arXiv 1706.06083); the last iterate is returned.
 
-    eps and step are in pixel units of [0, 1], e.g. 8 / 255. objective is a name of OBJECTIVES. start is 'uniform'
-    (in the ball, as PGD-AT), 'gaussian' (0.001 * N(0, 1), as TRADES) or 'none'. Raises UsageError for anything else.
+    eps and step are in pixel units of [0, 1], e.g. 8 / 255. objective is a name of OBJECTIVES, weight its weight
+    against a penalty. start is 'uniform' (in the ball, as PGD-AT), 'gaussian' (0.001 * N(0, 1), as TRADES) or 'none'.
+    mode 'train' attacks the model in train mode, as some repositories do in training, and so moves its BatchNorm
+    statistics: the one trace that an attack can leave. Raises UsageError for anything else.
     """
 
+    batch_size: ClassVar[int] = 500
     eps: float
     step: float
     steps: int
     objective: str = "cross_entropy"
     start: str = "uniform"
+    mode: str = "eval"
+    weight: float = 1.0
 
     def __post_init__(self):
         within("eps", self.eps, 0, 1)
@@ -31,20 +39,26 @@ class PGD:
         within("steps", self.steps, 0)
         one_of("objective", self.objective, OBJECTIVES)
         one_of("start", self.start, ["uniform", "gaussian", "none"])
+        one_of("mode", self.mode, ["eval", "train"])
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, penalty: Callable | None = None
+    ) -> Tensor:
         """Adversarial images for x (N, C, H, W) in [0, 1] and labels y (N,): within eps of x, in [0, 1], detached.
 
-        The model is attacked in eval mode; its modes, flags and gradients come back as they were.
+        penalty (logits -> a number a sample) is maximised beside the objective. The model's modes, flags and gradients
+        come back as they were.
         """
         low, high = (x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1)
         objective = OBJECTIVES[self.objective]
-        with untouched(model), torch.enable_grad():
+        with untouched(model, self.mode), torch.enable_grad():
             clean = model(x).detach() if self.objective == "kl" else None
             x_adv = self.first(x, generator).clamp(low, high)
             for _ in range(self.steps):
                 x_adv.requires_grad_(True)
-                gradient = torch.autograd.grad(objective(model(x_adv), y, clean), x_adv)[0]
+                logits = model(x_adv)
+                value = self.weight * objective(logits, y, clean)
+                gradient = torch.autograd.grad(value + penalty(logits).sum() if penalty else value, x_adv)[0]
                 x_adv = (x_adv.detach() + self.step * gradient.sign()).clamp(low, high)
         return x_adv.detach()
 
@@ -57,12 +71,32 @@ class PGD:
         return x.clone()
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """A black-box attack: the adversarial images of an attack on another network, the source, in eval mode."""
+
+    attack: Callable
+    source: nn.Module
+
+    @property
+    def eps(self) -> float:
+        return self.attack.eps
+
+    @property
+    def batch_size(self) -> int:
+        return self.attack.batch_size
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """As the attack, on the source instead of model."""
+        return self.attack(self.source, x, y, generator)
+
+
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Within: the model in eval mode, parameters frozen. After: every module's mode and every flag as before."""
+def untouched(model: nn.Module, mode: str = "eval") -> Iterator[None]:
+    """Within: the model in a mode, parameters frozen. After: every module's mode and every flag as before."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.train(mode == "train").requires_grad_(False)
     try:
         yield
     finally:
@@ -90,9 +124,37 @@ def kl(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
 
 OBJECTIVES: dict[str, Callable] = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl}
 
-# What a reported number may be attacked with: the settings beside eps and step, which belong to the threat model.
-ATTACKS: dict[str, dict] = {
-    "pgd_10": dict(steps=10),
-    "pgd_20": dict(steps=20),
-    "cw_inf": dict(steps=30, objective="margin"),
+# What a number can be reported under: a pattern of names, and the attack it stands for with a budget and a step size
+# in [0, 1]. 'pgd_20_step_0.765' is the 0.003 of the released pgd_attack.py, in 1/255.
+ATTACKS: dict[str, Callable] = {
+    r"pgd_(\d{1,4})": lambda eps, step, steps: PGD(eps, step, int(steps)),
+    r"pgd_(\d{1,4})_step_(\d+\.?\d*)": lambda eps, _, steps, step: PGD(eps, float(step) / 255, int(steps)),
+    "cw_inf": lambda eps, step: PGD(eps, step, 30, objective="margin"),
+    "square": lambda eps, _: Square(eps),
+    "apgd_ce": lambda eps, _: Part(eps, "apgd_ce"),
+    "apgd_t": lambda eps, _: Part(eps, "apgd_t"),
+    "fab_t": lambda eps, _: Part(eps, "fab_t"),
+    "autoattack": lambda eps, _: Part(eps, "square"),
 }
+# AutoAttack standard is a cascade: each part is given the images that withstood the one before.
+AFTER = {"apgd_t": "apgd_ce", "fab_t": "apgd_t", "autoattack": "fab_t"}
+EXAMPLES = ["pgd_10", "pgd_20", "pgd_20_step_0.765", *(name for name in ATTACKS if name.isidentifier())]
+
+
+def named_attack(name: str, eps: float, step: float) -> Callable:
+    """The attack of a name such as 'pgd_20' or 'autoattack' (then its last part), for a budget and step in [0, 1].
+
+    Raises UsageError for an unknown name.
+    """
+    for pattern, build in ATTACKS.items():
+        if match := re.fullmatch(pattern, name):
+            return build(eps, step, *match.groups())
+    one_of("attack", name, EXAMPLES)
+
+
+def chain(name: str) -> list[str]:
+    """The flags that an attack's are computed from, in order, itself last: 'natural' first, then what comes before."""
+    if name == "natural":
+        return [name]
+    named_attack(name, 0, 0)
+    return [*chain(AFTER.get(name, "natural")), name]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 
 class CheckpointError(RuntimeError):
@@ -39,15 +40,17 @@ def load(path: Path, device="cpu") -> dict:
         raise CheckpointError(message) from error
 
 
-def save_epoch(folder: Path, parts: dict, curve: list[dict], best: int) -> None:
+def save_epoch(folder: Path, parts: dict, judged: nn.Module, curve: list[dict], best: int) -> None:
     """Save the state of a run after an epoch, best being the best epoch so far.
 
+    parts is what a resume needs; judged the network that the curve speaks of: parts' model, or an average of it.
     last.pt is what counts, and is written when all it refers to is there: best-N.pt, the weights of epoch N.
     """
     if best == curve[-1]["epoch"]:
-        save(folder / f"best-{best}.pt", dict(model=parts["model"].state_dict()))
+        save(folder / f"best-{best}.pt", dict(model=judged.state_dict()))
     write(folder / "curve.csv", as_csv(curve).encode())
-    save(folder / "last.pt", {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve, best=best))
+    states = {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve, best=best)
+    save(folder / "last.pt", states if judged is parts["model"] else states | dict(judged=judged.state_dict()))
     for old in folder.glob("best-*.pt"):
         if old.name != f"best-{best}.pt":
             old.unlink()
@@ -56,7 +59,9 @@ def save_epoch(folder: Path, parts: dict, curve: list[dict], best: int) -> None:
 def weights(folder: Path, which: str) -> dict:
     """The model's state in a run's 'best' or 'last' checkpoint. Raises CheckpointError where there is none."""
     last = load(folder / "last.pt")
-    return (last if which == "last" else load(folder / f"best-{last['best']}.pt"))["model"]
+    if which == "best":
+        return load(folder / f"best-{last['best']}.pt")["model"]
+    return last.get("judged", last["model"])
 
 
 def restore(path: Path, parts: dict, device="cpu") -> list[dict]:

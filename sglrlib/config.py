@@ -38,6 +38,7 @@ class RunConfig:
     eps_255: int = 8
     step_255: float = 2.0
     attack_steps: int = 10
+    attack_mode: str = "eval"  # of the network under the training attack
     precision: str = "fp32"  # of the training attack
 
     method: str = "pgd_at"
@@ -46,6 +47,9 @@ class RunConfig:
     label_options: dict = field(default_factory=dict)
     refine_start: float = 0.45  # fraction of the epochs
     clean_pass: str = "needed"  # 'needed' and 'always' in train mode, 'eval' when needed but in eval mode
+    awp: float = 0.0  # gamma of adversarial weight perturbation, 0 for none
+    awp_start: float = 0.0  # fraction of the epochs
+    swa_start: float = 1.0  # fraction of the epochs from which the weights are averaged; 1 for never
 
     epochs: int = 200
     batch_size: int = 128
@@ -70,6 +74,8 @@ class RunConfig:
             within(name, getattr(self, name), low, high)
         for drop in self.lr_drops:
             within("lr_drops", drop, 0, 1)
+        if self.attack_mode == "train" and self.precision != "fp32":
+            raise UsageError("attack_mode = 'train' attacks the network itself: precision must be 'fp32'.")
         if self.select_on == "val" and self.val_size == 0:
             raise UsageError("select_on = 'val' needs val_size > 0; without validation images, select_on = 'test'.")
         METHODS[self.method](**self.method_options)
@@ -79,8 +85,13 @@ class RunConfig:
 
     @property
     def title(self) -> str:
-        """The name that the paper's tables use, e.g. 'PGD-AT+SGLR'."""
-        return METHODS[self.method].title + LABELS[self.labels].title
+        """The name that the paper's tables use, e.g. 'PGD-AT+SGLR', 'AWP' or 'KD-SWA'."""
+        name = METHODS[self.method].title
+        if self.swa_start < 1:
+            name = name.removesuffix("-AT") + "-SWA"
+        if self.awp:
+            name = "AWP" if name == METHODS["pgd_at"].title else f"{name}-AWP"
+        return name + LABELS[self.labels].title
 
     @property
     def id(self) -> str:
@@ -97,15 +108,18 @@ class RunConfig:
     def as_dict(self) -> dict:
         """The fields as a dictionary, without refine_start where nothing starts there."""
         values = asdict(self)
-        if not LABELS[self.labels].needs_clean and self.clean_pass != "always":
+        if not LABELS[self.labels].starts and self.clean_pass != "always":
             del values["refine_start"]
         return values
 
+    def flat(self) -> dict:
+        """make_config's arguments that give this configuration: all fields, and the options beside them."""
+        values = asdict(self)
+        return values.pop("method_options") | values.pop("label_options") | values
+
     def but(self, **changes) -> "RunConfig":
         """This configuration with some fields or options changed; the options of a rule or method no longer used go."""
-        values = asdict(self)
-        given = values.pop("method_options") | values.pop("label_options")
-        return make_config(**(values | given | changes))
+        return make_config(**(self.flat() | changes))
 
     def label_rule(self, y: torch.Tensor, classes: int):
         """The label rule for training labels y (n,)."""
@@ -116,9 +130,28 @@ class RunConfig:
         return PGD(self.eps_255 / 255, self.step_255 / 255, **settings)
 
     @property
+    def teachers(self) -> list["RunConfig"]:
+        """The runs that this one learns from: its recipe with hard labels, by each method that its own names."""
+        plain = dict(labels="hard", awp=0.0, swa_start=1.0)
+        return [self.but(method=method, **plain) for method in METHODS[self.method].teachers]
+
+    @property
+    def selected_by(self) -> str:
+        """The column of the curve whose highest value names the best epoch."""
+        return f"{self.select_on}_{METHODS[self.method].selected_by}"
+
+    @property
     def first_refined(self) -> int:
         """The epoch, counted from 1, in which refinement starts: 90 of 200 at the release's 0.45."""
         return max(1, self.epoch_at(self.refine_start))
+
+    def awp_at(self, epoch: int) -> float:
+        """Gamma of an epoch counted from 1."""
+        return self.awp if epoch >= self.epoch_at(self.awp_start) else 0.0
+
+    def averages_at(self, epoch: int) -> bool:
+        """Whether the weights after an epoch, counted from 1, enter the average."""
+        return self.swa_start < 1 and epoch >= self.epoch_at(self.swa_start)
 
     @property
     def drop_epochs(self) -> list[int]:
@@ -137,12 +170,13 @@ class RunConfig:
 
 CHOICES = dict(
     dataset=DATASETS, noise=NOISES, augment=AUGMENTS, method=METHODS, labels=LABELS,
-    precision=["fp32", "bf16"], clean_pass=["needed", "always", "eval"],
+    precision=["fp32", "bf16"], attack_mode=["eval", "train"], clean_pass=["needed", "always", "eval"],
     schedule=["piecewise", "cosine"], select_on=["val", "test"],
 )  # fmt: skip
 RANGES = dict(
     train_size=(0, math.inf), val_size=(0, math.inf), test_size=(0, math.inf), noise_rate=(0, 1),
     eps_255=(0, 255), step_255=(0, 255), attack_steps=(0, 1000), eval_steps=(0, 1000), refine_start=(0, 1),
+    awp=(0, 1), awp_start=(0, 1), swa_start=(0, 1),
     epochs=(1, 100_000), batch_size=(1, 100_000), lr=(1e-8, 100), momentum=(0, 1), weight_decay=(0, 1),
     train_eval_size=(1, math.inf), seed=(0, 2**31 - 1),
 )  # fmt: skip
@@ -221,3 +255,17 @@ RECIPES: dict[str, dict[str, dict]] = {
     },
 }  # fmt: skip
 RECIPES["cifar100"] = RECIPES["cifar10"]
+
+# The rows of the paper's tables on CIFAR-10 and CIFAR-100: what each changes in a recipe. gamma of AWP and the start of
+# SWA (epoch 56 of 200) are those of their repositories; the smoothing is not given, see labels.Smooth.
+ROWS: dict[str, dict] = {
+    "PGD-AT": dict(),
+    "PGD-AT+LS": dict(labels="smooth"),
+    "PGD-AT+TE": dict(labels="ensemble"),
+    "PGD-AT+SGLR": dict(labels="self_guided"),
+    "AWP": dict(awp=0.01),
+    "KD-AT": dict(method="kd_at"),
+    "KD-SWA": dict(method="kd_at", swa_start=0.28),
+    "TRADES": dict(method="trades"),
+    "TRADES+SGLR": dict(method="trades", labels="self_guided"),
+}

@@ -1,5 +1,6 @@
 """Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted label noise."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -152,7 +153,21 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-AUGMENTS: dict[str, Callable] = {"none": lambda images, generator: images, "crop_flip": crop_flip}
+def crop_flip_rotate(images: Tensor, generator: torch.Generator) -> Tensor:
+    """crop_flip, then each image turned by up to 15 degrees either way (nearest pixel, black outside)."""
+    angle = (torch.rand(len(images), generator=generator, device=images.device) * 2 - 1) * math.radians(15)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (N, 2, 3)
+    grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+    cropped = crop_flip(images, generator).float()
+    return F.grid_sample(cropped, grid, mode="nearest", align_corners=False).to(images.dtype)
+
+
+AUGMENTS: dict[str, Callable] = {
+    "none": lambda images, generator: images,
+    "crop_flip": crop_flip,
+    "crop_flip_rotate": crop_flip_rotate,  # KD-AT's on CIFAR-100, see methods.Distillation
+}
 
 
 # Where images come from: each loader returns (train images, y), (test images, y) as NumPy arrays.

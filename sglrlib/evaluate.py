@@ -1,35 +1,117 @@
-"""Accuracy of a model on a split, natural or under an attack, image by image."""
+"""Accuracy of a model, natural or under an attack, image by image; a model that cannot be judged is refused."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from sglrlib.attacks import PGD
-from sglrlib.data import Split
+from sglrlib.attacks import untouched
+from sglrlib.checks import UsageError
 from sglrlib.fast import attack_target
 
 
-@torch.no_grad()
-def correct(model: nn.Module, split: Split, attack: PGD | None = None, *, batch_size=500, speed="fast") -> Tensor:
-    """Whether each image is classified as its label y, (N,) bool on the CPU; attacked first where attack is given.
+class InvalidExample(RuntimeError):
+    """An attack returned an image outside its ball or outside [0, 1]: its result would be worth nothing."""
 
-    The attack's random start depends only on the image's place in the split. Attacks are made in fp32 on the model
-    or its folded copy, and judged by the model itself in eval mode, whose own mode is restored. A model is attacked
-    here too briefly for speed 'compile' to pay: it is taken as 'fast'.
+
+@torch.no_grad()
+def correct(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None, speed="fast"
+) -> Tensor:
+    """Whether each image is classified as its label, (N,) bool on the CPU; attacked first where attack is given.
+
+    x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy (the model itself with speed
+    'plain') in fp32, and only an example that the model itself misclassifies in fp32, TF32 off, counts against it. The
+    attack's random numbers depend only on an image's place in x. Raises UsageError, before the first attack step, for
+    a model or images that cannot be judged (see refuse), InvalidExample where the attack breaks its own rules.
     """
-    generator = torch.Generator(split.y.device).manual_seed(0)
-    was_training = model.training
-    model.eval()
-    target = attack_target(model, "plain" if speed == "plain" else "fast").refresh() if attack else None
     flags = []
-    for index in torch.arange(len(split), device=split.y.device).split(batch_size):
-        x, y = split.x(index), split.y[index]
-        if attack:
-            x = attack(target, x, y, generator)
-        flags.append(model(x).argmax(1) == y)
-    model.train(was_training)
+    with untouched(model), exact_fp32():
+        refuse(model, x, y, classes)
+        size = getattr(attack, "batch_size", 500)
+        generator = torch.Generator(y.device).manual_seed(0)
+        # A model is attacked here too briefly for speed 'compile' to pay.
+        target = attack_target(model, "plain" if speed == "plain" else "fast").refresh() if attack else None
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
+            if attack:
+                attacked = attack(target, images, labels, generator)
+                verify(images, attacked, attack.eps)
+                images = attacked
+            flags.append(model(images).argmax(1) == labels)
     return torch.cat(flags).cpu()
 
 
-def accuracy(model: nn.Module, split: Split, attack: PGD | None = None, **settings) -> float:
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, **settings) -> float:
     """The share of correct() images, in percent."""
-    return 100 * correct(model, split, attack, **settings).double().mean().item()
+    return 100 * correct(model, x, y, attack, **settings).double().mean().item()
+
+
+def withstood(model: nn.Module, x: Tensor, y: Tensor, attack: Callable, before: Tensor, **settings) -> Tensor:
+    """Those of the images flagged in before (N,) that an attack leaves correct, (N,) bool; settings as of correct().
+
+    Only the flagged ones are attacked: a cascade calls this part by part, as AutoAttack does.
+    """
+    standing = before.nonzero().flatten()
+    flags = torch.zeros(len(y), dtype=torch.bool)
+    if len(standing):
+        flags[standing] = correct(model, x[standing], y[standing], attack, **settings)
+    return flags
+
+
+def refuse(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> None:
+    """Raise UsageError for what cannot be judged; tried on the first images, model in eval mode.
+
+    Images or labels out of range; a model that cannot take the images (one trained on another dataset), that returns
+    another number of classes than there are, NaN or infinity, or probabilities instead of raw logits.
+    """
+    if not (x.dim() == 4 and len(x) == len(y) > 0):
+        raise UsageError(
+            f"x {tuple(x.shape)} and y {tuple(y.shape)}: expected images (N, C, H, W) and labels (N,), N > 0."
+        )
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise UsageError(f"images range from {x.min():g} to {x.max():g}: expected [0, 1]; normalise inside the model.")
+    try:
+        logits = model(x[:16])
+    except RuntimeError as error:
+        raise UsageError(
+            f"the model cannot take images of shape {tuple(x.shape[1:])}: was it trained on another dataset? ({error})"
+        ) from error
+    wanted = int(y.max()) + 1 if classes is None else classes
+    if logits.dim() != 2 or (logits.shape[1] != classes if classes else logits.shape[1] < wanted) or y.min() < 0:
+        raise UsageError(
+            f"the model returns {tuple(logits.shape)} for {len(x[:16])} images: expected ({len(x[:16])}, {wanted}), "
+            f"for labels from {y.min()} to {y.max()}. Was it trained on another dataset?"
+        )
+    low, high = logits.min().item(), logits.max().item()
+    if not logits.isfinite().all():
+        raise UsageError(f"the model returns values from {low:g} to {high:g}: expected finite logits.")
+    if are_probabilities(logits):
+        raise UsageError(
+            f"the model returns probabilities (from {low:g} to {high:g}, each row adding up to 1): expected raw "
+            "logits, so leave out the softmax."
+        )
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether each row of outputs (N, K) is a probability distribution."""
+    sums = outputs.sum(1)
+    return bool(outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
+
+
+def verify(x: Tensor, x_adv: Tensor, eps: float) -> None:
+    """Raise InvalidExample unless x_adv is within eps of x (to 1e-6) and in [0, 1]; NaN is refused too."""
+    distance, low, high = (x_adv - x).abs().max().item(), x_adv.min().item(), x_adv.max().item()
+    if not (distance <= eps + 1e-6 and low >= 0 and high <= 1):
+        raise InvalidExample(f"an attack went {distance:g} far (eps = {eps:g}) and to pixels from {low:g} to {high:g}.")
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Within: no TF32 on CUDA."""
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from sglrlib.checks import UsageError
+
 
 class AttackCopy(nn.Module):
     """A frozen eval-mode copy of a model for attacks: each BatchNorm behind a convolution is folded into it.
@@ -19,7 +21,10 @@ class AttackCopy(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.dtype = dtype
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        try:
+            traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        except fx.proxy.TraceError as error:
+            raise UsageError(f"this model cannot be traced ({error}): use speed = 'plain'.") from error
         originals = dict(model.named_modules())
         folded = dict(foldable(traced))
         self.sources = []  # (module of the copy, module of the model, the model's BatchNorm folded into it or None)

@@ -1,4 +1,7 @@
-"""Label rules: which target a sample is trained on. Each owns its per-sample state, indexed by the sample."""
+"""Label rules: what a sample's logits are held against. Each owns its per-sample state, indexed by the sample."""
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,38 +9,64 @@ from torch import Tensor, nn
 
 from sglrlib.checks import one_of, within
 
+Penalty = Callable[[Tensor], Tensor]  # logits (B, K) -> one number a sample (B,)
+
 
 class Hard(nn.Module):
     """The assigned label as it is, one-hot; the rule that the others refine.
 
-    A rule is built from the training labels y (n,) and called once a step. Its options are the keyword arguments;
-    what must survive a resume is a buffer. Options out of range raise UsageError.
+    A rule is built from the training labels y (n,). Its options are the keyword arguments; what must survive a resume
+    is a buffer. Options out of range raise UsageError. In each epoch start_epoch comes first; in each step, in this
+    order: penalty, the loss itself (once or several times, for it changes nothing), update.
     """
 
     title = ""  # what the paper's tables add to the method's name
-    needs_clean = False  # whether a call needs the logits of the clean images
+    starts = False  # whether anything begins at the epoch of refinement's start
+    needs_clean = False  # whether the loss needs the logits of the clean images
 
     def __init__(self, y: Tensor, classes: int):
         super().__init__()
         self.classes = classes
+        self.refining = False
         self.register_buffer("y", y, persistent=False)
+
+    def start_epoch(self, epoch: int, first_refined: int, epochs: int) -> None:
+        """Say which epoch of how many begins, counted from 1, and which is the first with refinement."""
+        self.refining = self.starts and epoch >= first_refined
+
+    def penalty(self, index: Tensor, predict: Callable[[], Tensor]) -> Penalty | None:
+        """A term that the training attack maximises and the loss minimises beside cross-entropy, or None.
+
+        predict gives the logits (B, K) of the clean images with the network in eval mode.
+        """
+        return None
+
+    def forward(
+        self, logits: Tensor, adv: Tensor, clean: Tensor | None, index: Tensor, penalty: Penalty | None = None
+    ) -> Tensor:
+        """The batch's mean loss of logits (B, K) against the targets of the samples in index (B,), and the penalty.
+
+        adv and clean are what target() wants.
+        """
+        loss = F.cross_entropy(logits, self.target(index, adv, clean))
+        return loss if penalty is None else loss + penalty(logits).mean()
+
+    def target(self, index: Tensor, adv: Tensor, clean: Tensor | None) -> Tensor:
+        """Targets (B, K) without gradient; adv and clean: logits (B, K) on adversarial and clean images."""
+        return self.hard(index)
+
+    def update(self) -> None:
+        """Remember what the step's last target() found."""
 
     def hard(self, index: Tensor) -> Tensor:
         """One-hot labels (B, K) of the samples in index (B,)."""
         return F.one_hot(self.y[index], self.classes).float()
 
-    def forward(self, index: Tensor, adv: Tensor, clean: Tensor | None, refining: bool) -> Tensor:
-        """Targets (B, K) for the samples in index (B,), without gradient.
-
-        adv and clean are the model's logits (B, K) on adversarial and clean images; refining says whether the epoch
-        of refinement's start has been reached.
-        """
-        return self.hard(index)
-
 
 class Smooth(Hard):
     """Label smoothing: form 'others' gives 1 - s to the label and s/(K-1) to each other class (Pang et al. 2021,
-    arXiv 2010.00467); form 'all' gives 1 - s + s/K and s/K (torch's label_smoothing). The paper names neither.
+    arXiv 2010.00467; P2333/Bag-of-Tricks-for-AT, train_cifar.py); form 'all' gives 1 - s + s/K and s/K (torch's
+    label_smoothing). The paper names neither form nor s.
     """
 
     title = "+LS"
@@ -48,7 +77,7 @@ class Smooth(Hard):
         one_of("form", form, ["others", "all"])
         self.smoothing, self.form = smoothing, form
 
-    def forward(self, index: Tensor, adv: Tensor, clean: Tensor | None, refining: bool) -> Tensor:
+    def target(self, index: Tensor, adv: Tensor, clean: Tensor | None) -> Tensor:
         hard, s, k = self.hard(index), self.smoothing, self.classes
         return hard * (1 - s) + (s / k if self.form == "all" else (1 - hard) * s / (k - 1))
 
@@ -64,6 +93,7 @@ class SelfGuided(Hard):
     """
 
     title = "+SGLR"
+    starts = True
     needs_clean = True
 
     def __init__(
@@ -78,19 +108,63 @@ class SelfGuided(Hard):
         self.r, self.alpha, self.lam, self.average = r, alpha, lam, average
         one_hot = F.one_hot(y, classes).float()
         self.register_buffer("p", one_hot if initial == "one_hot" else torch.zeros_like(one_hot))
+        self.found = None
 
     @torch.no_grad()
-    def forward(self, index: Tensor, adv: Tensor, clean: Tensor | None, refining: bool) -> Tensor:
-        if not refining:
+    def target(self, index: Tensor, adv: Tensor, clean: Tensor | None) -> Tensor:
+        if not self.refining:
             return self.hard(index)
         prediction = self.lam * clean.float().softmax(1) + (1 - self.lam) * adv.float().softmax(1)
         old = self.p[index]
         new = self.alpha * old + (1 - self.alpha) * prediction
-        self.p[index] = new
+        self.found = index, new
         return self.r * (new if self.average == "new" else old) + (1 - self.r) * self.hard(index)
 
+    def update(self) -> None:
+        if self.found:
+            index, new = self.found
+            self.p[index], self.found = new, None
 
-LABELS: dict[str, type[Hard]] = {"hard": Hard, "smooth": Smooth, "self_guided": SelfGuided}
+
+class Ensemble(Hard):
+    """Temporal ensembling (Dong et al. 2022, arXiv 2106.01606; dongyp13/memorization-AT, loss.py and train_te.py).
+
+    The target is the hard label; from refinement's start on, the loss and the attack also have weight * ramp times
+    the mean square, over the classes, of softmax(logits) - p, where p <- alpha * p + (1 - alpha) * f(x) is the
+    average of the clean eval-mode predictions, from zero, divided by its sum. ramp is exp(-5 (1 - u)^2), u rising
+    from 0 at the start to 1 at the fraction ramp_end of the epochs.
+    """
+
+    title = "+TE"
+    starts = True
+
+    def __init__(
+        self, y: Tensor, classes: int, *, te_weight: float = 300.0, alpha: float = 0.9, ramp_end: float = 0.75
+    ):
+        super().__init__(y, classes)
+        within("te_weight", te_weight, 0)
+        within("alpha", alpha, 0, 1)
+        within("ramp_end", ramp_end, 0, 1)
+        self.te_weight, self.alpha, self.ramp_end = te_weight, alpha, ramp_end
+        self.register_buffer("p", torch.zeros(len(y), classes))
+
+    def start_epoch(self, epoch: int, first_refined: int, epochs: int) -> None:
+        super().start_epoch(epoch, first_refined, epochs)
+        last = max(first_refined, round(self.ramp_end * epochs))
+        left = max(0, last - epoch) / max(1, last - first_refined)  # 1 - u
+        self.weight = self.te_weight * math.exp(-5 * left**2)
+
+    def penalty(self, index: Tensor, predict: Callable[[], Tensor]) -> Penalty | None:
+        if not self.refining:
+            return None
+        with torch.no_grad():
+            self.p[index] = self.alpha * self.p[index] + (1 - self.alpha) * predict().float().softmax(1)
+        guide = self.p[index] / self.p[index].sum(1, keepdim=True)
+        weight = self.weight
+        return lambda logits: weight * (logits.softmax(1) - guide).square().mean(1)
+
+
+LABELS: dict[str, type[Hard]] = {"hard": Hard, "smooth": Smooth, "self_guided": SelfGuided, "ensemble": Ensemble}
 
 # The paper and the released code differ; each reading is a set of options (refine_start is a fraction of the epochs).
 # r is nowhere given: 0.8 is our choice. Algorithm 1 as printed trains on clean images against the average alone, so

@@ -4,12 +4,16 @@ import math
 import statistics
 
 import pandas as pd
+from scipy.stats import binomtest
 from scipy.stats import t as student
+from torch import Tensor
 
 from sglrlib.paths import PAPER
 from sglrlib.results import Result
 
-COLUMN_NAMES = {"natural": "Natural", "pgd_20": "PGD-20"}
+TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf", "square": "Square"}
+CHECKPOINTS = {"best": "best", "final": "last"}  # the paper's word -> ours
+ROUNDING = 0.11  # how far the difference of two rounded numbers may be from the rounded difference
 
 
 def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: str = "resnet18") -> float | None:
@@ -23,64 +27,123 @@ def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: 
     return None if values.empty else float(values.iloc[0])
 
 
-def beside_paper(results: dict[str, list[Result]]) -> pd.DataFrame:
+def paper_place(run: Result) -> tuple[dict, bool]:
+    """Dataset and model under which the paper's numbers for a run are found, and whether they are the run's own.
+
+    Where the paper reports nothing on them, it is ResNet-18 on CIFAR-10, for orientation.
+    """
+    own = dict(dataset=run.config.dataset, model=run.config.arch)
+    reported = paper_value("PGD-AT", "natural", "best", **own) is not None
+    return (own, True) if reported else (dict(dataset="cifar10", model="resnet18"), False)
+
+
+def slips() -> list[str]:
+    """Where the paper's own Diff is not its Best minus its Final, beyond rounding."""
+    paper = pd.read_csv(PAPER).dropna(subset="checkpoint")
+    keys = ["table", "dataset", "model", "row", "column"]
+    wide = paper.pivot_table(index=keys, columns="checkpoint", values="value", sort=False).reset_index()
+    wrong = wide[(wide.best - wide.final - wide["diff"]).abs() > ROUNDING]
+    return [
+        f"{w.table}, {w.row}, {column_title(w.column)}: Diff printed {w.diff:+.1f}, "
+        f"but {w.best} - {w.final} = {w.best - w.final:+.1f}"
+        for w in wrong.itertuples()
+    ]
+
+
+def is_slip(row: str, column: str, **place) -> bool:
+    """Whether the Diff that paper_value() finds is one of slips()."""
+    shown = [paper_value(row, column, checkpoint, **place) for checkpoint in ("best", "final", "diff")]
+    return None not in shown and abs(shown[0] - shown[1] - shown[2]) > ROUNDING
+
+
+def beside_paper(runs: dict[str, list[Result]], columns=("natural", "pgd_20")) -> pd.DataFrame:
     """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
-    Where our run is of another dataset or network than any in the paper, its number for ResNet-18 on CIFAR-10 is shown
-    for orientation, marked with a star, and no difference is taken. n is test images x seeds.
+    runs: method -> its runs, one a seed. Where the paper has no number for our dataset and network, that for ResNet-18
+    on CIFAR-10 is shown for orientation, marked with a star, and no difference is taken. A dagger marks a Diff of the
+    paper that is not its Best minus its Final. '95 %' is the interval that the number of test images leaves, see
+    interval(). n is test images x seeds.
     """
+    headers = ["method", "accuracy", "ours", "95 %", "paper", "difference", "n"]
     rows = []
-    for label, runs in results.items():
-        config = runs[0].config
-        own = paper_value(config.title, "natural", "best", dataset=config.dataset, model=config.arch) is not None
-        where = dict(dataset=config.dataset, model=config.arch) if own else dict(dataset="cifar10", model="resnet18")
-        for column, name in COLUMN_NAMES.items():
-            ours = {
-                "best": [run.accuracy["best"][column] for run in runs],
-                "final": [run.accuracy["last"][column] for run in runs],
-                "diff": [run.drop(column) for run in runs],
-            }
-            for checkpoint, values in ours.items():
-                paper = paper_value(config.title, column, checkpoint, **where)
+    for label, those in runs.items():
+        title, (place, own) = those[0].config.title, paper_place(those[0])
+        for column in columns:
+            if not all(run.has(column, 1) for run in those):
+                missing = dict(method=label, accuracy=column_title(column), ours="missing")
+                rows.append(dict.fromkeys(headers, "–") | missing)
+                continue
+            for checkpoint in ("best", "final", "diff"):
+                values = [100 * per_image(run, checkpoint, column).mean().item() for run in those]
+                mean, (low, high) = statistics.fmean(values), interval(those, checkpoint, column)
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                mean = statistics.fmean(values)
+                paper = paper_value(title, column, checkpoint, **place)
+                mark = ("" if own else "*") + ("†" if checkpoint == "diff" and is_slip(title, column, **place) else "")
                 rows.append(
                     {
                         "method": label,
-                        "accuracy": f"{name} {checkpoint}",
+                        "accuracy": f"{column_title(column)} {checkpoint}",
                         "ours": f"{mean:.1f}{spread}",
-                        "paper": "–" if paper is None else f"{paper:.1f}{'' if own else '*'}",
+                        "95 %": f"{low:.1f} to {high:.1f}",
+                        "paper": "–" if paper is None else f"{paper:.1f}{mark}",
                         "difference": f"{mean - paper:+.1f}" if own and paper is not None else "–",
-                        "n": f"{runs[0].n} x {len(runs)}",
+                        "n": f"{those[0].n(column)} x {len(those)}",
                     }
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=headers)
 
 
-def claims(hard: list[Result], refined: list[Result]) -> str:
-    """The paper's claims on two methods, one line each with its verdict; PGD-20 on test images unless said."""
+def column_title(column: str) -> str:
+    """A column's name as people write it: 'PGD-20', 'AutoAttack', 'APGD-T'."""
+    return TITLES.get(column, column.upper().replace("_STEP_", ", step ").replace("_", "-"))
+
+
+def per_image(run: Result, checkpoint: str, column: str) -> Tensor:
+    """Whose mean is an entry of the table, (n,) float64: 1 for each image classified correctly, 0 for the others; for
+    'diff' the 'best' minus the 'final'.
+    """
+    if checkpoint == "diff":
+        return per_image(run, "best", column) - per_image(run, "final", column)
+    return run.flags(CHECKPOINTS[checkpoint], column)[: run.n(column)].double()
+
+
+def interval(those: list[Result], checkpoint: str, column: str) -> tuple[float, float]:
+    """The 95 % interval, in percent or points, that the number of test images leaves to an entry; not the seeds.
+
+    Wilson's binomial for an accuracy of one run, else the normal one of the images' means over the runs.
+    """
+    values = sum(per_image(run, checkpoint, column) for run in those) / len(those)
+    if checkpoint != "diff" and len(those) == 1:
+        bounds = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+        return 100 * bounds.low, 100 * bounds.high
+    mean, half = 100 * values.mean().item(), 1.96 * standard_error(values)
+    return mean - half, mean + half
+
+
+def claims(hard: list[Result], refined: list[Result], columns=("pgd_20",)) -> str:
+    """The paper's claims on a method and the same with refined labels, one line each with its verdict.
+
+    The two lists are of the same seeds. Robust is what each attack of columns says.
+    """
+    pairs = list(zip(hard, refined, strict=True))
     a, b = hard[0].config.title, refined[0].config.title
-    pairs = list(zip(hard, refined, strict=True))  # of the same seed
+    lines = []
 
-    def drop_of_hard() -> str:
-        return verdict([h.drop("pgd_20") for h in hard], [drop_error(h, "pgd_20") for h in hard])
+    def judge(claim: str, column: str, values: list[Tensor]) -> None:
+        answer = verdict([100 * v.mean().item() for v in values], [standard_error(v) for v in values])
+        n = f"n = {len(values[0])} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
+        lines.append(f"{claim}: {answer} ({column_title(column)}, {n})")
 
-    def smaller_drop() -> str:
-        differences = [h.drop("pgd_20") - r.drop("pgd_20") for h, r in pairs]
-        return verdict(differences, [math.hypot(*(drop_error(run, "pgd_20") for run in pair)) for pair in pairs])
+    def gains(column: str, checkpoint: str) -> list[Tensor]:
+        return [per_image(r, checkpoint, column) - per_image(h, checkpoint, column) for h, r in pairs]
 
-    def higher_at_last(column: str) -> str:
-        differences = [r.accuracy["last"][column] - h.accuracy["last"][column] for h, r in pairs]
-        return verdict(differences, [math.hypot(*(accuracy_error(x, "last", column) for x in pair)) for pair in pairs])
-
-    n = f"n = {hard[0].n} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
-    judged = {
-        f"{a} is more robust at its best epoch than at its last (robust overfitting)": drop_of_hard(),
-        f"{b} loses less of its best robust accuracy than {a}": smaller_drop(),
-        f"{b} is more robust than {a} at the last epoch": higher_at_last("pgd_20"),
-        f"{b} has the higher natural accuracy at the last epoch": higher_at_last("natural"),
-    }
-    return "\n".join(f"{claim}: {answer} ({n})" for claim, answer in judged.items())
+    for c in columns:
+        overfits = [per_image(h, "diff", c) for h in hard]
+        judge(f"{a} is more robust at its best epoch than at its last (robust overfitting)", c, overfits)
+        judge(f"{b} loses less of its best robust accuracy than {a}", c, [-gain for gain in gains(c, "diff")])
+        judge(f"{b} is more robust than {a} at the last epoch", c, gains(c, "final"))
+    judge(f"{b} has the higher natural accuracy at the last epoch", "natural", gains("natural", "final"))
+    return "\n".join(lines)
 
 
 def verdict(differences: list[float], errors: list[float]) -> str:
@@ -96,13 +159,10 @@ def verdict(differences: list[float], errors: list[float]) -> str:
     return "true" if mean > half else "false" if mean < -half else "cannot be told from this run"
 
 
-def drop_error(run: Result, column: str) -> float:
-    """Standard error (points) of best minus last on the same n images, from the images that changed (McNemar)."""
-    lost, gained = run.flips[column]["lost"], run.flips[column]["gained"]
-    return 100 * math.sqrt(max(lost + gained - (lost - gained) ** 2 / run.n, 1)) / run.n
+def standard_error(values: Tensor) -> float:
+    """Standard error (points) of the mean of values (n,), one an image; never below one image's worth.
 
-
-def accuracy_error(run: Result, which: str, column: str) -> float:
-    """Binomial standard error (points) of an accuracy."""
-    p = run.accuracy[which][column] / 100
-    return 100 * math.sqrt(max(p * (1 - p), 1 / run.n) / run.n)
+    For the difference of two flags it is McNemar's.
+    """
+    n = len(values)
+    return 100 * math.sqrt(max((values - values.mean()).square().sum().item(), 1)) / n

@@ -2,20 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sglrlib import checkpoint
+from sglrlib.attacks import untouched
 from sglrlib.config import RunConfig
 from sglrlib.data import DATASETS, Data, Split, load_data
 from sglrlib.evaluate import accuracy
 from sglrlib.fast import attack_target
 from sglrlib.labels import LABELS
-from sglrlib.methods import METHODS
+from sglrlib.methods import METHODS, adversarial_weights
 from sglrlib.models import build_model
 
 
@@ -24,13 +26,15 @@ class Diverged(RuntimeError):
 
 
 def train(
-    config: RunConfig, folder: Path, *, device="cpu", speed="fast", report: Callable[[dict], None] = print
-) -> None:
+    config: RunConfig, folder: Path, *, teachers: Sequence[nn.Module] = (), device="cpu", speed="fast",
+    report: Callable[[dict], None] = print,
+) -> None:  # fmt: skip
     """Train a run to its last epoch, from the checkpoint in folder on if there is one.
 
     After each epoch, folder holds last.pt (everything a resume needs), best-N.pt (the weights of the best epoch so
-    far, N) and curve.csv. report is called with each epoch's row of the curve. Random streams are seeded by (seed,
-    epoch), so none has to be saved. Raises Diverged when the loss is NaN or infinite.
+    far, N) and curve.csv. teachers are the networks of config.teachers, in eval mode. report is called with each
+    epoch's row of the curve. Random streams are seeded by (seed, epoch), so none has to be saved. Raises Diverged when
+    the loss is NaN or infinite.
     """
     data = run_data(config).to(device)
     layout = torch.contiguous_format if speed == "plain" else torch.channels_last
@@ -40,24 +44,32 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
     )
-    attack = config.attack(steps=config.attack_steps, objective=method.objective, start=method.start)
+    attack = training_attack(config)
     parts = dict(model=model, labels=labels, optimizer=optimizer)
+    if config.swa_start < 1:
+        parts["averaged"] = AveragedModel(model)
     curve = checkpoint.restore(folder / "last.pt", parts, device)
-    target = attack_target(model, speed, config.precision)
+    target = attack_target(model, "plain" if config.attack_mode == "train" else speed, config.precision)
 
     for epoch in range(len(curve) + 1, config.epochs + 1):
         started, total = time.perf_counter(), torch.zeros((), device=device)
         generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
         optimizer.param_groups[0]["lr"] = config.lr_at(epoch)
-        refining = epoch >= config.first_refined
-        clean_pass = clean_pass_mode(config, refining)
+        labels.start_epoch(epoch, config.first_refined, config.epochs)
+        clean_pass = clean_pass_mode(config, epoch)
         model.train()
         for x, y, index in data.train.batches(config.batch_size, generator, config.augment):
-            x_adv = attack(target.refresh(), x, y, generator)
-            loss = method.loss(model, x, x_adv, partial(labels, index, refining=refining), clean_pass)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            attacked = target.refresh()
+            penalty = labels.penalty(index, partial(eval_logits, attacked, x))
+            x_adv = attack(attacked, x, y, generator, penalty)
+            criterion = partial(labels, index=index, penalty=penalty)
+            batch_loss = partial(method.loss, model, x, x_adv, criterion, clean_pass, teachers)
+            with adversarial_weights(model, batch_loss, config.awp_at(epoch)):
+                loss = batch_loss()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            labels.update()
             total += loss.detach() * len(y)
         row = dict(epoch=epoch, lr=config.lr_at(epoch), loss=total.item() / len(data.train))
         if not math.isfinite(row["loss"]):
@@ -65,8 +77,13 @@ def train(
                 f"the loss of epoch {epoch} is {row['loss']}; the last good checkpoint is that of epoch {epoch - 1} "
                 f"in {folder}. A smaller lr than {config.lr} may help."
             )
-        curve.append(row | measure(config, model, data, speed))
-        checkpoint.save_epoch(folder, parts, curve, best_epoch(curve, config.select_on))
+        judged = model
+        if config.averages_at(epoch):
+            judged = parts["averaged"].module
+            parts["averaged"].update_parameters(model)
+            update_bn(data.train.batches(config.batch_size, generator, config.augment), judged)  # re-estimated, clean
+        curve.append(row | measure(config, judged, data, speed))
+        checkpoint.save_epoch(folder, parts, judged, curve, best_epoch(curve, config))
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
 
 
@@ -85,8 +102,27 @@ def run_model(config: RunConfig) -> nn.Module:
     return build_model(config.arch, dataset.classes, dataset.shape, normalise=normalise, seed=config.seed)
 
 
-def clean_pass_mode(config: RunConfig, refining: bool) -> str:
+def training_attack(config: RunConfig) -> Callable:
+    """The attack of a training step: called as PGD is, it returns the images themselves where the method has none."""
+    method = METHODS[config.method](**config.method_options)
+    if not method.objective:
+        return lambda model, x, y, generator, penalty: x
+    return config.attack(
+        steps=config.attack_steps, objective=method.objective, start=method.start, mode=config.attack_mode,
+        weight=method.beta,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, K) of a model in eval mode, whose own mode is restored."""
+    with untouched(model):
+        return model(x)
+
+
+def clean_pass_mode(config: RunConfig, epoch: int) -> str:
     """The BatchNorm mode of the clean forward pass in this epoch, 'none' where it is not made."""
+    refining = epoch >= config.first_refined
     needed = LABELS[config.labels].needs_clean and refining
     modes = dict(needed="train" if needed else "none", always="train" if refining else "none")
     return (modes | dict(eval="eval" if needed else "none"))[config.clean_pass]
@@ -97,13 +133,14 @@ def measure(config: RunConfig, model: nn.Module, data: Data, speed: str) -> dict
     attack = config.attack(steps=config.eval_steps)
     splits: dict[str, Split] = dict(train=data.train.first(config.train_eval_size), val=data.val, test=data.test)
     return {
-        f"{name}_{kind}": accuracy(model, split, how, speed=speed)
+        f"{name}_{kind}": accuracy(model, split.x(), split.y, how, speed=speed)
         for name, split in splits.items()
         if len(split)
         for kind, how in (("natural", None), ("robust", attack))
     }
 
 
-def best_epoch(curve: list[dict], select_on: str) -> int:
-    """The first epoch of the highest robust accuracy on the split that selects, 'val' or 'test'."""
-    return max(curve, key=lambda row: row[f"{select_on}_robust"])["epoch"]
+def best_epoch(curve: list[dict], config: RunConfig) -> int:
+    """The first epoch of the highest accuracy that selects; among those of averaged weights, once there are any."""
+    averaged = [row for row in curve if config.averages_at(row["epoch"])]
+    return max(averaged or curve, key=lambda row: row[config.selected_by])["epoch"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sglrlib import results
+from sglrlib import results, runs
 from sglrlib.config import recipe
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -17,7 +17,8 @@ def small():
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty store of runs and committed results, below a temporary folder."""
-    monkeypatch.setattr(results, "RUNS", tmp_path / "runs")
+    for module in (results, runs):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     return tmp_path
 

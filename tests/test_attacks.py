@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from sglrlib.attacks import ATTACKS, OBJECTIVES, PGD, margin
+from sglrlib.attacks import ATTACKS, EXAMPLES, OBJECTIVES, PGD, Transfer, chain, margin, named_attack
 from sglrlib.checks import UsageError
 from sglrlib.models import build_model
 
@@ -98,5 +99,48 @@ def test_refuses_what_cannot_be_right(wrong):
 
 
 def test_named_attacks():
-    assert PGD(0.1, 0.1, **ATTACKS["pgd_20"]).steps == 20
-    assert PGD(0.1, 0.1, **ATTACKS["cw_inf"]).objective == "margin"
+    assert named_attack("pgd_20", 0.1, 0.02) == PGD(0.1, 0.02, 20)
+    assert named_attack("pgd_7", 0.1, 0.02).steps == 7
+    assert named_attack("pgd_20_step_0.765", 0.1, 0.02).step == pytest.approx(0.003)
+    assert named_attack("cw_inf", 0.1, 0.02) == PGD(0.1, 0.02, 30, objective="margin")
+    assert named_attack("autoattack", 0.1, 0.02).part == "square"
+    assert len(EXAMPLES) >= len(ATTACKS) and all(named_attack(name, 0.1, 0.02).eps == 0.1 for name in EXAMPLES)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("pgd20", "pgd_20"), ("autoatack", "autoattack"), ("cw", "cw_inf")])
+def test_an_unknown_attack_suggests_the_nearest(wrong, right):
+    with pytest.raises(UsageError, match=f"attack = '{wrong}' is not known. Did you mean '{right}'"):
+        chain(wrong)
+
+
+def test_autoattack_is_a_cascade_and_the_others_are_not():
+    assert chain("autoattack") == ["natural", "apgd_ce", "apgd_t", "fab_t", "autoattack"]
+    assert chain("square") == ["natural", "square"]
+    assert chain("natural") == ["natural"]
+
+
+def test_the_penalty_is_maximised_beside_the_objective(model, generator):
+    """A penalty of -10 times the objective turns the ascent around; its weight is against the objective's."""
+    x_adv = {}
+    for weight in (1, 100):
+        attack = PGD(8 / 255, 2 / 255, 5, start="none", weight=weight)
+        x_adv[weight] = attack(model, X, Y, generator, lambda z: -10 * F.cross_entropy(z, Y, reduction="none"))
+    loss = {name: F.cross_entropy(model.eval()(x), Y).item() for name, x in (x_adv | dict(clean=X)).items()}
+    assert loss[1] < loss["clean"] < loss[100]
+
+
+def test_train_mode_moves_the_statistics_and_eval_mode_does_not(model, generator):
+    model.train()
+    before = model.bn.running_mean.clone()
+    PGD(8 / 255, 2 / 255, 1)(model, X, Y, generator)
+    assert torch.equal(model.bn.running_mean, before)
+    PGD(8 / 255, 2 / 255, 1, mode="train")(model, X, Y, generator)
+    assert not torch.equal(model.bn.running_mean, before)
+
+
+def test_a_transfer_attack_sees_only_its_source(model, generator):
+    source = build_model("cnn4", 10, (3, 16, 16), seed=3)
+    attack = PGD(8 / 255, 2 / 255, 3)
+    moved = Transfer(attack, source)(model, X, Y, generator.manual_seed(0))
+    assert torch.equal(moved, attack(source, X, Y, generator.manual_seed(0)))
+    assert Transfer(attack, source).eps == attack.eps

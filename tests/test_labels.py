@@ -1,11 +1,13 @@
 """Targets against numbers worked out by hand, in every reading of the paper."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sglrlib.checks import UsageError
-from sglrlib.labels import LABELS, VARIANTS, Hard, SelfGuided, Smooth
+from sglrlib.labels import LABELS, VARIANTS, Ensemble, Hard, SelfGuided, Smooth
 
 Y = torch.tensor([1, 0])  # the sample under test is number 1, with label 0
 ONE = torch.tensor([1])
@@ -16,11 +18,19 @@ ADV = [(0.25, 0.75), (0.2, 0.8), (0.1, 0.9)]
 # Hence 0.2 * clean + 0.8 * adv = (0.3, 0.7), (0.28, 0.72), (0.1, 0.9).
 
 
+def started(rule):
+    """The rule in an epoch with refinement."""
+    rule.start_epoch(2, 1, 3)
+    return rule
+
+
 def targets_of(rule):
     out = []
     for clean, adv in zip(CLEAN, ADV, strict=True):
         logits = [torch.tensor([p]).log() for p in (adv, clean)]
-        out.append(rule(ONE, *logits, True)[0])
+        out.append(started(rule).target(ONE, *logits)[0])
+        assert torch.equal(rule.target(ONE, *logits)[0], out[-1])  # asked twice in a step, it is the same
+        rule.update()
     return torch.stack(out)
 
 
@@ -48,7 +58,8 @@ def test_release_is_the_default_and_forgets_the_label():
     rule = SelfGuided(Y, 2)
     wrong = torch.tensor([[-50.0, 50.0]])
     for _ in range(11):  # refinements up to epoch 100 of the release
-        target = rule(ONE, wrong, wrong, True)
+        target = started(rule).target(ONE, wrong, wrong)
+        rule.update()
     assert target[0, 0].item() == pytest.approx(0.9**11, abs=1e-6)
 
 
@@ -65,7 +76,7 @@ def test_guiding_by_the_present_prediction_only_scales_cross_entropy(r):
     logits = torch.randn(2, 4, requires_grad=True)
     y = torch.tensor([3, 1])
     rule = SelfGuided(y, 4, r=r, alpha=0.0, lam=0.0)
-    F.cross_entropy(logits, rule(torch.arange(2), logits, torch.zeros(2, 4), True), reduction="sum").backward()
+    (2 * started(rule)(logits, logits, torch.zeros(2, 4), torch.arange(2))).backward()
     expected = (1 - r) * (logits.detach().softmax(1) - F.one_hot(y, 4))
     assert torch.allclose(logits.grad, expected, atol=1e-6)
 
@@ -73,7 +84,9 @@ def test_guiding_by_the_present_prediction_only_scales_cross_entropy(r):
 def test_before_refinement_the_target_is_the_label_and_the_table_rests():
     rule = SelfGuided(Y, 2)
     before = rule.p.clone()
-    assert rule(ONE, torch.zeros(1, 2), None, False).tolist() == [[1.0, 0.0]]
+    rule.start_epoch(1, 2, 3)
+    assert rule.target(ONE, torch.zeros(1, 2), None).tolist() == [[1.0, 0.0]]
+    rule.update()
     assert torch.equal(rule.p, before)
 
 
@@ -88,16 +101,16 @@ def test_only_the_batch_is_updated_and_the_table_is_saved():
 
 def test_both_forms_of_label_smoothing():
     y = torch.tensor([2])
-    others = Smooth(y, 5, smoothing=0.2, form="others")(torch.tensor([0]), None, None, False)
-    everyone = Smooth(y, 5, smoothing=0.2, form="all")(torch.tensor([0]), None, None, False)
+    others = Smooth(y, 5, smoothing=0.2, form="others").target(torch.tensor([0]), None, None)
+    everyone = Smooth(y, 5, smoothing=0.2, form="all").target(torch.tensor([0]), None, None)
     assert torch.allclose(others, torch.tensor([[0.05, 0.05, 0.8, 0.05, 0.05]]))
     assert torch.allclose(everyone, torch.tensor([[0.04, 0.04, 0.84, 0.04, 0.04]]))
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_every_rule_gives_a_float_target_a_sample(name):
-    rule = LABELS[name](torch.arange(6) % 3, 3)
-    target = rule(torch.tensor([4, 0]), torch.randn(2, 3), torch.randn(2, 3), True)
+    rule = started(LABELS[name](torch.arange(6) % 3, 3))
+    target = rule.target(torch.tensor([4, 0]), torch.randn(2, 3), torch.randn(2, 3))
     assert target.shape == (2, 3)
     assert target.dtype == torch.float32
     assert torch.allclose(target.sum(1), torch.ones(2))
@@ -111,8 +124,30 @@ def test_every_rule_gives_a_float_target_a_sample(name):
         (SelfGuided, dict(initial="onehot"), "Did you mean 'one_hot'"),
         (Smooth, dict(smoothing=-0.1), "the nearest is 0"),
         (Smooth, dict(form="other"), "Did you mean 'others'"),
+        (Ensemble, dict(te_weight=-1), "te_weight = -1 is out of range"),
     ],
 )
 def test_options_out_of_range(rule, wrong, said):
     with pytest.raises(UsageError, match=said):
         rule(Y, 2, **wrong)
+
+
+def test_temporal_ensembling_by_hand():
+    rule = Ensemble(Y, 2, te_weight=300.0, alpha=0.9, ramp_end=0.75)
+    rule.start_epoch(89, 90, 200)
+    assert rule.penalty(ONE, pytest.fail) is None
+    weights = []
+    for epoch in (90, 120, 150, 200):  # u = 0, 1/2, 1, 1
+        rule.start_epoch(epoch, 90, 200)
+        weights.append(rule.weight)
+    assert weights == pytest.approx([300 * math.exp(-5), 300 * math.exp(-1.25), 300, 300])
+
+    # p: 0 -> (.05, .05), divided by its sum (.5, .5); then (.045 + .08, .045 + .02), divided (.658, .342)
+    logits = torch.tensor([[0.9, 0.1]]).log()
+    for clean, guide in (((0.5, 0.5), 0.5), ((0.8, 0.2), 0.125 / 0.19)):
+        penalty = rule.penalty(ONE, lambda p=clean: torch.tensor([p]).log())
+        expected = 300 * ((0.9 - guide) ** 2 + (0.1 - (1 - guide)) ** 2) / 2
+        assert penalty(logits).tolist() == pytest.approx([expected], rel=1e-5)
+        loss = rule(logits, None, None, ONE, penalty)
+        assert loss.item() == pytest.approx(expected - math.log(0.9), rel=1e-5)
+    assert rule.p[0].tolist() == [0.0, 0.0]  # the other sample

@@ -107,15 +107,14 @@ def test_accuracy_is_the_share_of_right_images_whatever_the_batch(small, speed):
     config = small()
     data = run_data(config)
     model = run_model(config).train()
-    natural = correct(model, data.test)
+    x, y = data.test.x(), data.test.y
+    natural = correct(model, x, y)
     with torch.no_grad():
         by_hand = model(data.test.images.float() / 255).argmax(1) == data.test.y
     assert torch.equal(natural, by_hand)
-    assert accuracy(model, data.test) == 100 * by_hand.double().mean()
+    assert accuracy(model, x, y) == 100 * by_hand.double().mean()
     attack = config.attack(steps=3)
-    assert torch.equal(
-        correct(model, data.test, attack, speed=speed, batch_size=40), correct(model, data.test, attack, speed="plain")
-    )
+    assert torch.equal(correct(model, x, y, attack, speed=speed), correct(model, x, y, attack, speed="plain"))
     assert model.training
 
 
@@ -126,6 +125,5 @@ def test_plain_is_the_model_itself():
 
 
 def test_an_attack_that_does_nothing_changes_nothing(small):
-    data = run_data(small())
-    model = run_model(small())
-    assert torch.equal(correct(model, data.test, PGD(0, 0, 1)), correct(model, data.test))
+    test, model = run_data(small()).test, run_model(small())
+    assert torch.equal(correct(model, test.x(), test.y, PGD(0, 0, 1)), correct(model, test.x(), test.y))

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_mini_table_and_its_claims_are_the_committed_results(store, monkeypatch):
     monkeypatch.setattr("sglrlib.results.RESULTS", RESULTS)
     hard, refined = (
-        [stored(recipe("cifar10", "mini", labels=rule, seed=seed)) for seed in (0, 1, 2)]
+        [stored(recipe("cifar10", "mini", labels=rule, seed=seed), committed=True) for seed in (0, 1, 2)]
         for rule in ("hard", "self_guided")
     )
     table = beside_paper({"PGD-AT": hard, "PGD-AT+SGLR": refined}).to_string(index=False)

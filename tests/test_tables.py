@@ -2,11 +2,22 @@ import csv
 import math
 
 import pytest
+import torch
 
 from sglrlib.config import recipe
 from sglrlib.paths import PAPER
 from sglrlib.results import Result
-from sglrlib.tables import accuracy_error, beside_paper, claims, drop_error, paper_value, verdict
+from sglrlib.tables import (
+    beside_paper,
+    claims,
+    column_title,
+    interval,
+    paper_value,
+    per_image,
+    slips,
+    standard_error,
+    verdict,
+)
 
 ROWS = list(csv.DictReader(PAPER.read_text().splitlines()))
 
@@ -27,6 +38,9 @@ def test_the_papers_differences_add_up_but_for_the_known_slips():
     assert len(cells) == (219 - 12) / 3
     wrong = {k for k, c in cells.items() if abs(c["best"] - c["final"] - c["diff"]) > 0.11}
     assert wrong == SLIPS
+    assert len(slips()) == 3
+    for table, _, _, row, _ in SLIPS:
+        assert any(line.startswith(f"{table}, {row}, Natural: Diff printed") for line in slips())
 
 
 def test_paper_values_are_found_by_name():
@@ -37,32 +51,70 @@ def test_paper_values_are_found_by_name():
     assert paper_value("PGD-AT", "pgd_20", "best", dataset="digits") is None
 
 
-def result(labels, best, last, lost, gained, *, dataset="digits", seed=0):
-    config = recipe(dataset, labels=labels, seed=seed)
-    columns = ("natural", "pgd_20")
-    return Result(
-        config=config, curve=[], best_epoch=1, sizes=dict(test=1000), provenance={},
-        accuracy=dict(best=dict.fromkeys(columns, best), last=dict.fromkeys(columns, last)),
-        flips={column: dict(lost=lost, gained=gained) for column in columns},
+def result(labels, best, last, lost, gained, *, dataset="digits", seed=0, columns=("natural", "pgd_20"), **changes):
+    """A run right on so many of 1,000 images at its best and last epoch; lost of them only at the best, gained the
+    other way round.
+    """
+    assert best - lost + gained == last
+    flags = dict(best=torch.arange(1000) < best)
+    flags["last"] = flags["best"].clone()
+    flags["last"][:lost] = False
+    flags["last"][best : best + gained] = True
+    run = Result(
+        config=recipe(dataset, labels=labels, seed=seed, **changes), curve=[], best_epoch=1, sizes=dict(test=1000),
+        evaluations=dict(best={}, last={}), provenance={},
     )  # fmt: skip
+    for which in ("best", "last"):
+        for column in columns:
+            run = run.with_flags(which, column, flags[which])
+    return run
 
 
 def test_a_digits_run_is_never_compared_with_cifar():
-    table = beside_paper({"PGD-AT": [result("hard", 80.0, 70.0, 120, 20)]})
+    table = beside_paper({"PGD-AT": [result("hard", 800, 700, 120, 20)]})
     assert set(table.difference) == {"–"}
     assert list(table.ours) == ["80.0", "70.0", "10.0"] * 2
     assert list(table.n) == ["1000 x 1"] * 6
+    assert list(table.paper) == ["80.7*", "82.4*", "-1.6*", "50.7*", "41.4*", "9.3*"]
 
 
 def test_the_same_dataset_and_network_is_compared():
-    runs = [result("hard", 50.0 + s, 41.0, 100, 10, dataset="cifar10", seed=s) for s in (0, 1, 2)]
+    runs = [result("hard", 500 + 10 * s, 410, 100 + 10 * s, 10, dataset="cifar10", seed=s) for s in (0, 1, 2)]
     table = beside_paper({"PGD-AT": runs}).set_index("accuracy")
-    assert table.loc["PGD-20 best", ["ours", "paper", "difference", "n"]].tolist() == [
-        "51.0 ± 1.0",
-        "50.7",
-        "+0.3",
-        "1000 x 3",
-    ]
+    shown = table.loc["PGD-20 best", ["ours", "paper", "difference", "n"]].tolist()
+    assert shown == ["51.0 ± 1.0", "50.7", "+0.3", "1000 x 3"]
+
+
+def test_what_was_not_measured_is_missing_and_not_zero():
+    table = beside_paper({"PGD-AT": [result("hard", 500, 500, 1, 1)]}, ("autoattack",))
+    assert table.iloc[0][["accuracy", "ours", "n"]].tolist() == ["AutoAttack", "missing", "–"]
+
+
+def test_a_slip_of_the_paper_is_marked():
+    runs = {"TRADES+SGLR": [result("self_guided", 800, 800, 1, 1, dataset="cifar10", method="trades")]}
+    assert list(beside_paper(runs).paper) == ["82.2", "83.3", "-0.9†", "55.8", "55.4", "0.4"]
+
+
+def test_intervals_by_hand():
+    run = result("hard", 800, 700, 120, 20)
+    # Wilson: centre (0.8 + z²/2n) / (1 + z²/n), half z sqrt(0.8 * 0.2 / n + z²/4n²) / (1 + z²/n)
+    z, n = 1.96, 1000
+    centre, half = 0.8 + z * z / (2 * n), z * math.sqrt(0.16 / n + z * z / (4 * n * n))
+    expected = [100 * (centre + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+    assert interval([run], "best", "pgd_20") == pytest.approx(expected, abs=1e-3)
+    # 120 images -1, 20 images +1, mean -0.1: variance 0.14 - 0.01
+    error = 100 * math.sqrt(0.13 / 1000)
+    assert standard_error(per_image(run, "diff", "pgd_20")) == pytest.approx(error)
+    assert interval([run], "diff", "pgd_20") == pytest.approx([10 - 1.96 * error, 10 + 1.96 * error])
+    assert standard_error(torch.zeros(1000)) == 0.1  # never as if there could be no other image
+
+
+@pytest.mark.parametrize(
+    ("column", "title"),
+    [("pgd_20", "PGD-20"), ("apgd_ce", "APGD-CE"), ("pgd_20_step_0.765", "PGD-20, step 0.765"), ("natural", "Natural")],
+)
+def test_titles_of_columns(column, title):
+    assert column_title(column) == title
 
 
 @pytest.mark.parametrize(
@@ -79,21 +131,21 @@ def test_verdicts(differences, errors, expected):
     assert verdict(differences, errors) == expected
 
 
-def test_standard_errors_by_hand():
-    run = result("hard", 80.0, 70.0, 120, 20)
-    assert accuracy_error(run, "best", "pgd_20") == pytest.approx(100 * math.sqrt(0.8 * 0.2 / 1000))
-    # 120 images -1, 20 images +1, mean -0.1: variance 0.14 - 0.01
-    assert drop_error(run, "pgd_20") == pytest.approx(100 * math.sqrt(0.13 / 1000))
-
-
 def verdicts(lines: str) -> list[str]:
     return [line.split(": ")[1].split(" (")[0] for line in lines.splitlines()]
 
 
 def test_claims_come_out_as_the_numbers_do():
-    overfits, kept = result("hard", 80.0, 70.0, 120, 20), result("self_guided", 80.0, 79.5, 15, 10)
+    overfits, kept = result("hard", 800, 700, 120, 20), result("self_guided", 800, 795, 15, 10)
     lines = claims([overfits], [kept])
     assert verdicts(lines) == ["true"] * 4
-    assert lines.count("(n = 1000 test images x 1 seed)") == 4
-    lines = claims([result("hard", 80, 80, 3, 3)], [result("self_guided", 80, 70, 120, 20)])
+    assert lines.count("n = 1000 test images x 1 seed)") == 4
+    lines = claims([result("hard", 800, 800, 3, 3)], [result("self_guided", 800, 700, 120, 20)])
     assert verdicts(lines) == ["cannot be told from this run", "false", "false", "false"]
+
+
+def test_two_runs_are_compared_image_by_image():
+    """12 images apart, all one way, is certain on the same images; 12 more right of others would not be."""
+    same = claims([result("hard", 700, 700, 0, 0)], [result("self_guided", 712, 712, 0, 0)])
+    other = claims([result("hard", 700, 700, 0, 0)], [result("self_guided", 900, 712, 188, 0)])
+    assert verdicts(same)[2] == "true" and verdicts(other)[2] == "cannot be told from this run"

@@ -1,0 +1,188 @@
+"""Runs: trained, resumed or loaded; their checkpoints judged under attacks, loaded as networks, exported."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import nn
+
+from sglrlib import checkpoint, results
+from sglrlib.attacks import AFTER, Transfer, chain, named_attack
+from sglrlib.checks import UsageError, one_of, within
+from sglrlib.config import RunConfig
+from sglrlib.data import DATASETS, Split
+from sglrlib.evaluate import correct, withstood
+from sglrlib.log import Log, provenance, where
+from sglrlib.paths import RUNS
+from sglrlib.results import CHECKPOINTS, Result, stored
+from sglrlib.train import best_epoch, run_data, run_model, train
+
+
+def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), **how) -> Result | None:
+    """The result of a configuration, its best and last checkpoints judged as they are and under attacks (ATTACKS).
+
+    What this machine has is loaded; a run that was begun is resumed, after its teachers' runs; of an evaluation that
+    was begun, only what is missing is done. A second process that wants the same run waits for the first and then
+    loads. how is passed to obtain(). Raises UsageError, before any work starts, for a name or value that cannot be.
+    """
+    eps, step = config.eps_255 / 255, config.step_255 / 255
+    columns = [column for attack in attacks for column in chain(attack)]
+    return obtain(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
+
+
+def transfer(
+    config: RunConfig, source: RunConfig, attacks: Sequence[str] = ("pgd_10", "cw_inf"), *, which="best", **how
+) -> Result | None:
+    """run() under adversarial images made on another run's network, its checkpoint which ('best' or 'last'): the
+    black-box attacks of Table B.3. The columns' names are transfer_column()'s.
+
+    Raises UsageError where the two runs are of different datasets.
+    """
+    one_of("which", which, CHECKPOINTS)
+    if source.dataset != config.dataset:
+        raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
+    if how.get("train_missing", True):
+        run(source, (), **how)
+
+    def attack(name):
+        white_box = named_attack(name, config.eps_255 / 255, config.step_255 / 255)
+        return Transfer(white_box, load_model(source, which, pick_device(how.get("device", ""))))
+
+    columns = {transfer_column(name, source, which): partial(attack, name) for name in attacks}
+    return obtain(config, dict(natural=None) | columns, **how)
+
+
+def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
+    """The column of a result that holds an attack made on another run's network."""
+    return f"{attack} from {which} {source.id}"
+
+
+def obtain(
+    config: RunConfig, columns: dict[str, Callable], *, images=0, train_missing=True, device="", speed="fast",
+    say: Callable[[str], None] = print,
+) -> Result | None:  # fmt: skip
+    """A result with at least these columns, each with what builds its attack; trained and judged where it must be.
+
+    images: how many of the first test images are attacked (0: all); 'natural' is always of all. With train_missing
+    False nothing is computed, a committed result counts too, a column may be missing, and None stands for no result.
+    device '' is CUDA where there is one.
+    """
+    one_of("speed", speed, ["plain", "fast", "compile"])
+    within("images", images, 0)
+    device = pick_device(device)
+    result = stored(config, columns, images, committed=not train_missing)
+    if not train_missing or (result and all(result.has(column, images) for column in columns)):
+        return result
+    folder = RUNS / config.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, say):
+        result = stored(config) or trained(config, folder, device, speed, say)
+        results.write(folder / "result.json", result)
+        test = run_data(config).test.to(device)
+        for which in CHECKPOINTS:
+            result = judged(result, which, test, columns, images, device, speed, say)
+    return result
+
+
+def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
+    """Train a run to its end, after its teachers; a result without evaluations."""
+    how = dict(device=device, speed=speed, say=say)
+    for teacher in config.teachers:
+        run(teacher, (), **how)
+    for leftover in folder.glob(".*.part-*"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
+    say(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
+    teachers = [load_model(teacher, "best", device) for teacher in config.teachers]
+    train(config, folder, teachers=teachers, device=device, speed=speed, report=Log(config, folder, device, speed, say))
+    data = run_data(config)
+    curve = checkpoint.load(folder / "last.pt")["curve"]
+    wrong = int((data.train.y != data.train.y_clean).sum())
+    return Result(
+        config=config,
+        curve=[{name: round(value, 6) for name, value in row.items()} for row in curve],
+        best_epoch=best_epoch(curve, config),
+        sizes=dict(train=len(data.train), val=len(data.val), test=len(data.test), wrong_labels=wrong),
+        evaluations={which: {} for which in CHECKPOINTS},
+        provenance=provenance(folder, device, speed),
+    )
+
+
+def judged(result: Result, which: str, test: Split, columns: dict[str, Callable], images, device, speed, say) -> Result:
+    """The result with the columns of a checkpoint that it lacked; written after each of them."""
+    config, model = result.config, None
+    for column, build in columns.items():
+        n = len(test) if column == "natural" else min(images or len(test), len(test))
+        if column in result.evaluations[which] and len(result.flags(which, column)) >= n:
+            continue
+        started = time.perf_counter()
+        model = model or load_model(config, which, device)
+        x, y = test.x(slice(n)), test.y[:n]
+        how = dict(classes=DATASETS[config.dataset].classes, speed=speed)
+        if column == "natural":
+            flags = correct(model, x, y, **how)
+        else:
+            before = result.flags(which, AFTER.get(column, "natural"))[:n]
+            flags = withstood(model, x, y, build(), before, **how)
+        seconds = round(time.perf_counter() - started, 2)
+        result = result.with_flags(which, column, flags, seconds=seconds, **where(device, speed))
+        results.write(RUNS / config.id / "result.json", result)
+        if column != "natural":
+            stand = f"{flags.sum()} of {n} images stand, {seconds:.0f} s"
+            say(f"{config.title} seed {config.seed}, {which}: {column}, {stand}")
+    return result
+
+
+@contextmanager
+def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Within: no other process of this machine is here. The lock goes with the process, even if that is killed."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for the process that works on {folder.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Module:
+    """A finished run's network in eval mode: images (N, C, H, W) in [0, 1] in, logits (N, K) out.
+
+    which is 'best' or 'last'. Raises UsageError where this machine holds no such checkpoint.
+    """
+    one_of("which", which, CHECKPOINTS)
+    folder = RUNS / config.id
+    if not (folder / "last.pt").exists():
+        raise UsageError(f"{config.id} has no checkpoint in {RUNS}: weights are not committed, run() it first.")
+    model = run_model(config)
+    model.load_state_dict(checkpoint.weights(folder, which))
+    return model.to(device).eval()
+
+
+def export(config: RunConfig, which: str = "best", path: str | Path = "") -> Path:
+    """Write a finished run's weights as safetensors, the configuration (make_config's arguments) as JSON in its header.
+
+    Returns where. path '' is best.safetensors or last.safetensors in the run's folder. Raises as load_model() does.
+    """
+    state = {name: tensor.contiguous() for name, tensor in load_model(config, which).state_dict().items()}
+    path = Path(path or RUNS / config.id / f"{which}.safetensors")
+    save_file(state, path, metadata=dict(config=json.dumps(config.flat()), which=which, format="pt"))
+    return path
+
+
+def pick_device(device: str) -> str:
+    """'' -> 'cuda' where there is one, else 'cpu'. Raises UsageError for a device that this machine lacks."""
+    one_of("device", device.split(":")[0], ["", "cpu", "cuda"])
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device = {device!r}: torch finds no CUDA device here; 'cpu' is the nearest.")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,278 @@
+"""Evaluation that nobody can call weak: the cascade against pyautoattack's own, and models that are suspected."""
+
+import warnings
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from sglrlib import runs
+from sglrlib.attacks import PGD, Transfer, chain
+from sglrlib.autoattack import PARTS, Part
+from sglrlib.checks import UsageError
+from sglrlib.evaluate import InvalidExample, correct, exact_fp32, verify, withstood
+from sglrlib.models import build_model
+from sglrlib.runs import load_model, run
+from sglrlib.sanity import suspect
+from sglrlib.train import run_data
+
+SILENT = dict(say=lambda line: None)
+REDUCED = dict(apgd_ce=10, apgd_t=5, fab_t=5, square=100)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two small nets trained adversarially on digits, one with BatchNorm, and 120 test images."""
+    from sglrlib.config import recipe
+
+    out = tmp_path_factory.mktemp("runs")
+    nets = []
+    for changes in (dict(arch="cnn8", epochs=12), dict(arch="wrn10_1", epochs=2, weight_decay=5e-4)):
+        config = recipe("digits", noise_rate=0.0, val_size=50, train_eval_size=20, attack_steps=3, **changes)
+        runs.train(config, out / config.arch, report=lambda row: None)
+        net = runs.run_model(config)
+        net.load_state_dict(runs.checkpoint.weights(out / config.arch, "last"))
+        nets.append(net.eval())
+    test = run_data(config).test
+    return nets, test.x(slice(120)), test.y[:120]
+
+
+def reference(model, x, y, eps, upto):
+    """Flags of pyautoattack's own cascade of the first upto parts, called directly on the plain model."""
+    names = ["apgd-ce", "apgd-t", "fab-t", "square"][:upto]
+    attack = AutoAttack(model, norm="Linf", eps=eps, seed=0, device="cpu", version="standard")
+    attack.attacks_to_run = names
+    attack.apgd.__init__(model, n_restarts=1, n_iter=REDUCED["apgd_ce"], eps=eps, norm="Linf", seed=0, device="cpu")
+    attack.apgd_targeted.__init__(
+        model, n_restarts=1, n_iter=REDUCED["apgd_t"], eps=eps, norm="Linf", seed=0, device="cpu"
+    )
+    attack.fab.n_iter, attack.square.n_queries = REDUCED["fab_t"], REDUCED["square"]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=50)
+    with torch.no_grad():
+        return model(x_adv).argmax(1) == y
+
+
+@pytest.mark.parametrize("eps", [20 / 255, 30 / 255])
+@pytest.mark.parametrize("net", [0, 1], ids=["cnn8", "wrn10_1"])
+def test_flags_after_each_part_equal_those_of_pyautoattack(trained, monkeypatch, eps, net):
+    nets, x, y = trained
+    model = nets[net]
+    monkeypatch.setattr(Part, "batch_size", 50)
+    flags, counts = correct(model, x, y), []
+    for upto, (part, iterations) in enumerate(REDUCED.items(), start=1):
+        flags = withstood(model, x, y, Part(eps, part, iterations), flags)
+        assert torch.equal(flags, reference(model, x, y, eps, upto)), part
+        counts.append(int(flags.sum()))
+    assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < counts[0] < len(y)
+
+
+def test_the_standard_settings_are_the_standards():
+    standard = AutoAttack(nn.Identity(), norm="Linf", eps=0.1, seed=0, device="cpu", version="standard")
+    theirs = dict(apgd_ce=standard.apgd, apgd_t=standard.apgd_targeted, fab_t=standard.fab, square=standard.square)
+    settings = dict(norm="Linf", eps=0.1, seed=0, device="cpu", n_restarts=1)
+    ignored = {"logger", "predict", "model", "targeted", "loss", "orig_predict"}
+    for name, build in PARTS.items():
+        ours = build(standard.model, 10, 0, settings)
+        for key in vars(theirs[name]).keys() - ignored:
+            assert getattr(ours, key) == getattr(theirs[name], key), (name, key)
+    assert PARTS["apgd_ce"](None, 10, 0, settings).loss == "ce" and PARTS["fab_t"](None, 10, 0, settings).targeted
+
+
+def test_attacking_leaves_the_global_random_stream_and_the_model_alone(trained):
+    nets, x, y = trained
+    model = nets[1]
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    correct(model, x[:20], y[:20], Part(8 / 255, "square", 20))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.eval()
+
+
+@pytest.mark.parametrize("net", [0, 1], ids=["cnn8", "wrn10_1"])
+@pytest.mark.parametrize("attack", [PGD(20 / 255, 5 / 255, 20), PGD(20 / 255, 5 / 255, 5, objective="margin")])
+def test_the_folded_copy_gives_the_plain_models_flags(trained, net, attack):
+    nets, x, y = trained
+    fast, plain = (correct(nets[net], x, y, attack, speed=speed) for speed in ("fast", "plain"))
+    assert torch.equal(fast, plain) and 0 < fast.sum() < len(y)
+
+
+def test_a_killed_cascade_resumes_and_ends_with_the_same_flags(small, store, monkeypatch):
+    config = small(noise_rate=0.0, epochs=6)
+    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part: Part(eps, part, REDUCED[part]))
+    whole = run(config, ["autoattack"], **SILENT)
+    path = store / "runs" / config.id / "result.json"
+    path.unlink()
+
+    done = []
+
+    def interrupted(model, x, y, attack, before, **how):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(attack.part)
+        return withstood(model, x, y, attack, before, **how)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(runs, "withstood", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, ["autoattack"], **SILENT)
+    assert done == ["apgd_ce", "apgd_t"]
+
+    done = []
+    monkeypatch.setattr(runs, "withstood", lambda *args, **how: done.append(args[3].part) or withstood(*args, **how))
+    resumed = run(config, ["autoattack"], **SILENT)
+    assert done == ["fab_t", "square", "apgd_ce", "apgd_t", "fab_t", "square"]  # the rest of best, then last
+    for which in ("best", "last"):
+        for column in chain("autoattack"):
+            assert torch.equal(resumed.flags(which, column), whole.flags(which, column))
+    assert run(config, ["autoattack"], say=pytest.fail) == resumed
+
+
+def test_more_images_or_another_attack_are_added_to_what_is_there(small, store):
+    config = small()
+    few = run(config, ["pgd_3"], images=10, **SILENT)
+    assert few.n("pgd_3") == 10 and few.n("natural") == 40
+    more = run(config, ["pgd_3", "pgd_2_step_1"], **SILENT)
+    assert more.n("pgd_3") == more.n("pgd_2_step_1") == 40
+    assert torch.equal(more.flags("best", "pgd_3")[:10], few.flags("best", "pgd_3"))
+    assert not (more.flags("best", "pgd_3") & ~more.flags("best", "natural")).any()
+
+
+def test_transfer_attacks_come_from_the_other_run(small, store):
+    target, source = small(epochs=2), small(epochs=2, labels="hard", arch="cnn8", noise_rate=0.0)
+    result = runs.transfer(target, source, ["pgd_5"], **SILENT)
+    column = runs.transfer_column("pgd_5", source)
+    test = run_data(target).test
+    x, y = test.x(), test.y
+    attack = Transfer(PGD(target.eps_255 / 255, target.step_255 / 255, 5), load_model(source))
+    natural = result.flags("last", "natural")
+    assert torch.equal(result.flags("last", column), withstood(load_model(target, "last"), x, y, attack, natural))
+    with pytest.raises(UsageError, match="the source is trained on 'cifar10': expected 'digits'"):
+        runs.transfer(target, source.but(dataset="cifar10"), **SILENT)
+
+
+# What cannot be judged is refused, before the attack makes a step.
+
+
+class Wrapped(nn.Module):
+    """A net whose output goes through a function."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = build_model("cnn4", 10, (1, 8, 8)), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+X, Y = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "x", "said"),
+    [
+        (lambda z: z.softmax(1), X, "returns probabilities (from 0.0"),
+        (lambda z: z * float("nan"), X, "returns values from nan to nan: expected finite logits"),
+        (lambda z: z[:, :7], X, r"returns (8, 7) for 8 images: expected (8, 10)"),
+        (lambda z: z, X * 255, "images range from "),
+        (lambda z: z, X - 0.5, "expected [0, 1]; normalise inside the model"),
+        (
+            lambda z: z,
+            X.expand(8, 3, 8, 8),
+            "cannot take images of shape (3, 8, 8): was it trained on another dataset?",
+        ),
+        (lambda z: z, X[:0], "expected images (N, C, H, W) and labels (N,), N > 0"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_the_first_step(change, x, said):
+    def attack(*step):
+        pytest.fail("an attack step was made")
+
+    with pytest.raises(UsageError) as error:
+        correct(Wrapped(change), x, Y, attack, classes=10)
+    assert said in str(error.value)
+
+
+def test_labels_that_the_model_does_not_know_are_refused():
+    with pytest.raises(UsageError, match=r"for labels from 0 to 99. Was it trained on another dataset"):
+        correct(Wrapped(lambda z: z), X, Y * 14 + 1 - 1 + (Y == 7), classes=100)
+
+
+def test_a_model_that_cannot_be_traced_is_told_the_way():
+    with pytest.raises(UsageError, match="use speed = 'plain'"):
+        correct(Wrapped(lambda z: z if z.sum() > 0 else -z), X, Y, PGD(0.1, 0.1, 1))
+
+
+def test_autoattack_needs_four_classes():
+    with pytest.raises(UsageError, match="at least 4 classes; this model has 3"):
+        correct(build_model("cnn4", 3, (1, 8, 8)), X, Y % 3, Part(0.1, "apgd_t"))
+
+
+@pytest.mark.parametrize("wrong", [0.11, float("nan"), -0.3])
+def test_an_attack_that_leaves_the_ball_is_not_counted(wrong):
+    class Cheat:
+        eps = 0.1
+
+        def __call__(self, model, x, y, generator):
+            return x + wrong
+
+    with pytest.raises(InvalidExample, match=r"eps = 0.1"):
+        correct(Wrapped(lambda z: z), X.clamp(0.3, 0.7), Y, Cheat())
+    verify(X, (X + 0.1).clamp(0, 1), 0.1)
+
+
+def test_tf32_is_off_within_and_as_before_after():
+    before = torch.backends.cudnn.conv.fp32_precision
+    with exact_fp32():
+        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+# The evaluator suspects the model.
+
+
+def verdicts(model, x, y):
+    return [check.holds for check in suspect(model, x, y, 20 / 255, queries=300)]
+
+
+def test_an_honest_model_is_not_suspected(trained):
+    nets, x, y = trained
+    assert verdicts(nets[0], x, y) == [True] * 5
+    assert str(suspect(nets[0], x[:20], y[:20], 0.0, queries=1)[0]).startswith("ok ")
+
+
+class Masked(nn.Module):
+    """A net behind a staircase: its gradients are zero everywhere, and it is not a bit more robust for it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x * 16).round() / 16)
+
+
+class Randomised(Masked):
+    def forward(self, x):
+        return self.net(x) + 0.1 * torch.randn(len(x), 10)
+
+
+def test_masked_gradients_are_found_out(trained):
+    nets, x, y = trained
+    assert verdicts(Masked(nets[0]), x, y) == [True, True, False, False, False]
+
+
+def test_a_randomised_model_is_found_out(trained):
+    nets, x, y = trained
+    assert verdicts(Randomised(nets[0]), x, y)[1] is False
+
+
+def test_probabilities_end_the_checks(trained):
+    nets, x, y = trained
+    (check,) = suspect(nn.Sequential(nets[0], nn.Softmax(1)), x, y, 20 / 255)
+    assert not check.holds and str(check).startswith("SUSPICIOUS")
