@@ -256,16 +256,35 @@ RECIPES: dict[str, dict[str, dict]] = {
 }  # fmt: skip
 RECIPES["cifar100"] = RECIPES["cifar10"]
 
-# The rows of the paper's tables on CIFAR-10 and CIFAR-100: what each changes in a recipe. gamma of AWP and the start of
-# SWA (epoch 56 of 200) are those of their repositories; the smoothing is not given, see labels.Smooth.
-ROWS: dict[str, dict] = {
+# The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
+# TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories.
+_METHODS: dict[str, dict] = {
     "PGD-AT": dict(),
-    "PGD-AT+LS": dict(labels="smooth"),
-    "PGD-AT+TE": dict(labels="ensemble"),
-    "PGD-AT+SGLR": dict(labels="self_guided"),
     "AWP": dict(awp=0.01),
+    "PGD-SWA": dict(swa_start=0.28),
     "KD-AT": dict(method="kd_at"),
     "KD-SWA": dict(method="kd_at", swa_start=0.28),
     "TRADES": dict(method="trades"),
-    "TRADES+SGLR": dict(method="trades", labels="self_guided"),
+    "TRADES-AWP": dict(method="trades", awp=0.005, awp_start=0.05),
+    "Standard": dict(method="standard"),
 }
+ROWS: dict[str, dict] = {
+    title + rule.title: changes | dict(labels=name)
+    for title, changes in _METHODS.items()
+    for name, rule in LABELS.items()
+}
+PAPER_ROWS = (
+    "PGD-AT", "PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR", "AWP", "KD-AT", "KD-SWA", "TRADES", "TRADES+SGLR",
+)  # fmt: skip
+
+
+def row_recipe(row: str, dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+    """recipe() for a name of ROWS, such as 'PGD-AT+SGLR'; what a row is made of changes only the rows made of it.
+
+    So awp = 0.02 changes AWP and leaves PGD-AT as it is. Raises UsageError for an unknown row, suggesting the nearest.
+    """
+    one_of("row", row, ROWS)
+    parts = {name for changed in _METHODS.values() for name in changed} | {"labels"}
+    tuned = {name: value for name, value in changes.items() if name in ROWS[row] and name not in ("method", "labels")}
+    common = {name: value for name, value in changes.items() if name not in parts}
+    return recipe(dataset, scale, variant, **(common | ROWS[row] | tuned))

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 from IPython import get_ipython
 
+from sglrlib import results, runs
 from sglrlib.checks import one_of, same_type, within
-from sglrlib.config import DEFAULTS, RunConfig, default_scale, recipe
+from sglrlib.config import DEFAULTS, RunConfig, default_scale, row_recipe
+from sglrlib.results import Result
 
 
 def parameters(**own) -> tuple[SimpleNamespace, dict]:
@@ -59,12 +61,52 @@ def seeds_of(own: SimpleNamespace) -> range:
     return range(own.seed, own.seed + own.seeds)
 
 
-def figure_name(stem: str, configs: list[RunConfig], scale: str) -> str:
-    """stem_dataset_scale for the recipe as it stands; the run's hash is added where any of its values was changed."""
+def names_in(text: str) -> list[str]:
+    """The names in a parameter such as 'PGD-AT, AWP'."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def collect(
+    configs: list[RunConfig], attacks: Iterable[str], own: SimpleNamespace, source: RunConfig | None = None, **how
+) -> dict[str, list[Result]]:
+    """Title -> results, one a seed: run, or only shown where own.train is False; published where own.publish says so.
+
+    How far each run is, and which is missing, is printed. With a source, the attacks are made on its network instead.
+    how goes to runs.run() or runs.transfer().
+    """
+    how |= dict(train_missing=own.train, device=own.device, speed=own.speed)
+    found = {}
+    for config in configs:
+        arguments = (config, attacks) if source is None else (config, source, attacks)
+        result = (runs.transfer if source else runs.run)(*arguments, **how)
+        if result is None:
+            print(f"missing: {config.id} (train = False)")
+            continue
+        found.setdefault(config.title, []).append(result)
+        if own.publish:
+            results.publish(result)
+    return found
+
+
+def describe_results(found: dict[str, list[Result]], wanted: int) -> str:
+    """How many runs of each method are there, of how many wanted, and on how many images; no accuracies."""
+    lines = []
+    for title, those in found.items():
+        sizes = those[0].sizes
+        wrong = f"{sizes['wrong_labels']} of them with a wrong label"
+        lines.append(
+            f"{title}: {len(those)} of {wanted} seeds; {sizes['train']} training images, {wrong}; "
+            f"{sizes['val']} validation, {sizes['test']} test images"
+        )
+    return "\n".join(lines)
+
+
+def figure_name(stem: str, configs: list[RunConfig], rows: Iterable[str], scale: str) -> str:
+    """stem_dataset_scale where configs are those rows as the recipe has them; else the last one's hash is added."""
     c = configs[-1]
     name = f"{stem}_{c.dataset}_{scale or default_scale(c.dataset)}"
-    unchanged = c == recipe(c.dataset, scale, labels="self_guided", seed=c.seed)
-    return name if unchanged else f"{name}_{c.id.rsplit('-', 1)[1]}"
+    as_they_stand = {row_recipe(row, c.dataset, scale, seed=x.seed).id for row in rows for x in configs}
+    return name if {x.id for x in configs} == as_they_stand else f"{name}_{c.id.rsplit('-', 1)[1]}"
 
 
 SELECTED_ON = dict(val="validation images", test="TEST images, as in the paper: best numbers are optimistic")
@@ -72,7 +114,7 @@ SELECTED_ON = dict(val="validation images", test="TEST images, as in the paper: 
 
 def describe(configs: list[RunConfig]) -> str:
     """What a notebook is about to run or show, in a few lines; differs only where the configurations do."""
-    c, refined = configs[0], configs[-1]
+    c = configs[0]
     drops = " and ".join(map(str, c.drop_epochs))
     schedule = "cosine" if c.schedule == "cosine" else f"divided by 10 from epoch {drops} on"
     lines = [
@@ -84,8 +126,12 @@ def describe(configs: list[RunConfig]) -> str:
         f"planted label noise: {c.noise_rate:.0%} of the training labels ({c.noise})",
         f"best epoch: highest PGD-{c.eval_steps} accuracy on {SELECTED_ON[c.select_on]}",
     ]
-    if refined.label_options:
-        options = ", ".join(f"{name} = {value}" for name, value in refined.label_options.items())
-        starts = f", from epoch {refined.first_refined}" if "refine_start" in refined.as_dict() else ""
-        lines.append(f"labels {refined.labels}: {options}{starts}")
+    for config in {x.title: x for x in configs}.values():
+        chosen = {name: value for name, value in config.as_dict().items() if name in ("awp", "awp_start", "swa_start")}
+        chosen = {name: value for name, value in chosen.items() if value != DEFAULTS[name]}
+        chosen |= {name: value for name, value in config.method_options.items() if name != "outer"}
+        chosen |= config.label_options
+        starts = [f"from epoch {config.first_refined}"] if "refine_start" in config.as_dict() else []
+        if chosen:
+            lines.append(f"{config.title}: " + ", ".join([f"{n} = {v}" for n, v in chosen.items()] + starts))
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from sglrlib.evaluate import correct, withstood
 from sglrlib.log import Log, provenance, where
 from sglrlib.paths import RUNS
 from sglrlib.results import CHECKPOINTS, Result, stored
+from sglrlib.sanity import Check, suspect
 from sglrlib.train import best_epoch, run_data, run_model, train
 
 
@@ -60,8 +61,8 @@ def transfer(
 
 
 def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
-    """The column of a result that holds an attack made on another run's network."""
-    return f"{attack} from {which} {source.id}"
+    """The column of a result that holds an attack made on another run's network: 'pgd_10 from cnn24 best 0a1b2c3d4e'."""
+    return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
 
 
 def obtain(
@@ -138,6 +139,13 @@ def judged(result: Result, which: str, test: Split, columns: dict[str, Callable]
             stand = f"{flags.sum()} of {n} images stand, {seconds:.0f} s"
             say(f"{config.title} seed {config.seed}, {which}: {column}, {stand}")
     return result
+
+
+def suspected(config: RunConfig, which: str = "best", *, images=200, device="") -> list[Check]:
+    """The five checks of sanity.suspect() on a finished run's network, with the first of its test images."""
+    device = pick_device(device)
+    test = run_data(config).test.first(images).to(device)
+    return suspect(load_model(config, which, device), test.x(), test.y, config.eps_255 / 255)
 
 
 @contextmanager

@@ -20,8 +20,12 @@ class Check:
     holds: bool
     measured: str
 
+    @property
+    def verdict(self) -> str:
+        return "ok" if self.holds else "SUSPICIOUS"
+
     def __str__(self):
-        return f"{'ok' if self.holds else 'SUSPICIOUS':10}  {self.name}: {self.measured}"
+        return f"{self.verdict:10}  {self.name}: {self.measured}"
 
 
 def suspect(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, queries: int = 500) -> list[Check]:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Iterable
 
 import pandas as pd
 from scipy.stats import binomtest
@@ -50,17 +51,30 @@ def slips() -> list[str]:
     ]
 
 
+def paper_gaps() -> pd.DataFrame:
+    """PGD-20 minus AutoAttack, in points, at the best and the final checkpoint of each row of the paper's tables.
+
+    Rows of one setting and one attack should have about the same; where a gain in PGD-20 widens the gap, AutoAttack
+    does not confirm it.
+    """
+    paper = pd.read_csv(PAPER).query("column in ('pgd_20', 'autoattack') and checkpoint in ('best', 'final')")
+    keys = ["dataset", "model", "row"]
+    wide = paper.drop_duplicates([*keys, "column", "checkpoint"])
+    wide = wide.pivot_table(index=keys, columns=["column", "checkpoint"], values="value", sort=False)
+    return (wide["pgd_20"] - wide["autoattack"]).round(1).reset_index().rename_axis(columns=None)
+
+
 def is_slip(row: str, column: str, **place) -> bool:
     """Whether the Diff that paper_value() finds is one of slips()."""
     shown = [paper_value(row, column, checkpoint, **place) for checkpoint in ("best", "final", "diff")]
     return None not in shown and abs(shown[0] - shown[1] - shown[2]) > ROUNDING
 
 
-def beside_paper(runs: dict[str, list[Result]], columns=("natural", "pgd_20")) -> pd.DataFrame:
+def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natural", "pgd_20")) -> pd.DataFrame:
     """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
-    runs: method -> its runs, one a seed. Where the paper has no number for our dataset and network, that for ResNet-18
-    on CIFAR-10 is shown for orientation, marked with a star, and no difference is taken. A dagger marks a Diff of the
+    runs: method -> its runs, one a seed. columns may be a dictionary from our name of a column to the paper's. Where the
+    paper has no number for our dataset and network, that for ResNet-18 on CIFAR-10 is shown for orientation, marked with a star, and no difference is taken. A dagger marks a Diff of the
     paper that is not its Best minus its Final. '95 %' is the interval that the number of test images leaves, see
     interval(). n is test images x seeds.
     """
@@ -77,8 +91,9 @@ def beside_paper(runs: dict[str, list[Result]], columns=("natural", "pgd_20")) -
                 values = [100 * per_image(run, checkpoint, column).mean().item() for run in those]
                 mean, (low, high) = statistics.fmean(values), interval(those, checkpoint, column)
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                paper = paper_value(title, column, checkpoint, **place)
-                mark = ("" if own else "*") + ("†" if checkpoint == "diff" and is_slip(title, column, **place) else "")
+                theirs = columns[column] if isinstance(columns, dict) else column
+                paper = paper_value(title, theirs, checkpoint, **place)
+                mark = ("" if own else "*") + ("†" if checkpoint == "diff" and is_slip(title, theirs, **place) else "")
                 rows.append(
                     {
                         "method": label,
@@ -94,8 +109,10 @@ def beside_paper(runs: dict[str, list[Result]], columns=("natural", "pgd_20")) -
 
 
 def column_title(column: str) -> str:
-    """A column's name as people write it: 'PGD-20', 'AutoAttack', 'APGD-T'."""
-    return TITLES.get(column, column.upper().replace("_STEP_", ", step ").replace("_", "-"))
+    """A column's name as people write it: 'PGD-20', 'AutoAttack', 'PGD-10 from resnet34'."""
+    attack, *source = column.split(" ")
+    title = TITLES.get(attack, attack.upper().replace("_STEP_", ", step ").replace("_", "-"))
+    return " ".join([title, *source[:2]])  # without the source's checkpoint and hash
 
 
 def per_image(run: Result, checkpoint: str, column: str) -> Tensor:
@@ -120,30 +137,67 @@ def interval(those: list[Result], checkpoint: str, column: str) -> tuple[float, 
     return mean - half, mean + half
 
 
-def claims(hard: list[Result], refined: list[Result], columns=("pgd_20",)) -> str:
+def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = ("pgd_20", "natural")) -> str:
     """The paper's claims on a method and the same with refined labels, one line each with its verdict.
 
-    The two lists are of the same seeds. Robust is what each attack of columns says.
+    The two lists are of the same seeds, and compared image by image. Robust is what each attack of columns says.
     """
-    pairs = list(zip(hard, refined, strict=True))
     a, b = hard[0].config.title, refined[0].config.title
     lines = []
-
-    def judge(claim: str, column: str, values: list[Tensor]) -> None:
-        answer = verdict([100 * v.mean().item() for v in values], [standard_error(v) for v in values])
-        n = f"n = {len(values[0])} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
-        lines.append(f"{claim}: {answer} ({column_title(column)}, {n})")
-
-    def gains(column: str, checkpoint: str) -> list[Tensor]:
-        return [per_image(r, checkpoint, column) - per_image(h, checkpoint, column) for h, r in pairs]
-
     for c in columns:
-        overfits = [per_image(h, "diff", c) for h in hard]
-        judge(f"{a} is more robust at its best epoch than at its last (robust overfitting)", c, overfits)
-        judge(f"{b} loses less of its best robust accuracy than {a}", c, [-gain for gain in gains(c, "diff")])
-        judge(f"{b} is more robust than {a} at the last epoch", c, gains(c, "final"))
-    judge(f"{b} has the higher natural accuracy at the last epoch", "natural", gains("natural", "final"))
+        gain = {which: differences(refined, hard, which, c) for which in ("final", "diff")}
+        if c == "natural":
+            lines.append(claim(f"{b} has the higher natural accuracy at the last epoch", c, gain["final"]))
+            continue
+        overfits = [per_image(run, "diff", c) for run in hard]
+        lines += [
+            claim(f"{a} is more robust at its best epoch than at its last (robust overfitting)", c, overfits),
+            claim(f"{b} loses less of its best robust accuracy than {a}", c, [-g for g in gain["diff"]]),
+            claim(f"{b} is more robust than {a} at the last epoch", c, gain["final"]),
+        ]
     return "\n".join(lines)
+
+
+def gap_claims(hard: list[Result], refined: list[Result], columns: Iterable[str]) -> str:
+    """Whether the refined network's gap between best and final is the smaller one, whatever the sign of either."""
+    a, b = hard[0].config.title, refined[0].config.title
+    lines = []
+    for c in columns:
+        gaps = []
+        for pair in zip(hard, refined, strict=True):
+            h, r = (per_image(run, "diff", c) for run in pair)
+            gaps.append(h * h.mean().sign() - r * r.mean().sign())
+        lines.append(claim(f"{b} has a smaller gap between best and final than {a}", c, gaps))
+    return "\n".join(lines)
+
+
+def masking_claims(runs: list[Result], columns: Iterable[str]) -> str:
+    """Whether each checkpoint withstands black-box attacks more often than the white-box one of the same kind.
+
+    columns as of runs.transfer_column(). A network that only masked its gradients would not.
+    """
+    return "\n".join(
+        claim(
+            f"{runs[0].config.title}, {which}, withstands it more often than the same in the white box",
+            column,
+            [per_image(run, which, column) - per_image(run, which, column.split(" ")[0]) for run in runs],
+        )
+        for column in columns
+        for which in ("best", "final")
+    )
+
+
+def differences(ones: list[Result], others: list[Result], checkpoint: str, column: str) -> list[Tensor]:
+    """Image by image, one minus other, for each seed."""
+    pairs = zip(ones, others, strict=True)
+    return [per_image(one, checkpoint, column) - per_image(other, checkpoint, column) for one, other in pairs]
+
+
+def claim(text: str, column: str, values: list[Tensor]) -> str:
+    """A claim that the mean of values, (n,) for each seed, is positive; with its verdict and its n."""
+    answer = verdict([100 * v.mean().item() for v in values], [standard_error(v) for v in values])
+    n = f"n = {len(values[0])} test images x {len(values)} seed{'s' * (len(values) > 1)}"
+    return f"{text}: {answer} ({column_title(column)}, {n})"
 
 
 def verdict(differences: list[float], errors: list[float]) -> str:
