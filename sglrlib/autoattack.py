@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sglrlib.checks import UsageError, one_of, within
 
 _LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # its word on vanishing gradients is for sanity.py to say
 
 
 @dataclass(frozen=True)

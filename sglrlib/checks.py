@@ -12,8 +12,9 @@ def one_of(what: str, value, known: Iterable[str]) -> None:
     """Raise UsageError unless value is among the known names; suggests the nearest."""
     known = list(known)
     if value not in known:
-        near = difflib.get_close_matches(str(value).lower(), known, n=1, cutoff=0.3)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        folded = {name.lower(): name for name in known}
+        near = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.3)
+        hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
         raise UsageError(f"{what} = {value!r} is not known.{hint} Known: {', '.join(map(repr, known))}.")
 
 

@@ -113,8 +113,8 @@ def white_and_black_box(results: dict[str, list[Result]], panels: dict[str, list
     for axis, (panel, columns) in zip(axes[0], panels.items(), strict=True):
         for i, (title, runs) in enumerate(results.items()):
             colour, marker = COLOURS.get(title, OTHER), MARKERS.get(title, "h")
-            places = [x + 0.16 * (i - (len(results) - 1) / 2) for x in range(len(columns))]
-            for which, face in (("best", "white"), ("last", colour)):
+            for which, face, aside in (("best", "white", -0.05), ("last", colour, 0.05)):
+                places = [x + aside + 0.25 * (i - (len(results) - 1) / 2) for x in range(len(columns))]
                 heights = [statistics.fmean(run.accuracy(which, column) for run in runs) for column in columns]
                 axis.plot(places, heights, marker, color=colour, mfc=face, ms=6, mew=1.2, label=f"{title}, {which}")
         names = [column_title(c) for c in columns]

@@ -61,7 +61,7 @@ def transfer(
 
 
 def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
-    """The column of a result that holds an attack made on another run's network: 'pgd_10 from cnn24 best 0a1b2c3d4e'."""
+    """The column of an attack made on another run's network: attack, architecture, checkpoint and hash of that run."""
     return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
 
 

@@ -73,10 +73,10 @@ def is_slip(row: str, column: str, **place) -> bool:
 def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natural", "pgd_20")) -> pd.DataFrame:
     """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
-    runs: method -> its runs, one a seed. columns may be a dictionary from our name of a column to the paper's. Where the
-    paper has no number for our dataset and network, that for ResNet-18 on CIFAR-10 is shown for orientation, marked with a star, and no difference is taken. A dagger marks a Diff of the
-    paper that is not its Best minus its Final. '95 %' is the interval that the number of test images leaves, see
-    interval(). n is test images x seeds.
+    runs: method -> its runs, one a seed. columns may be a dictionary from our name of a column to the paper's. Where
+    the paper has no number for our dataset and network, that for ResNet-18 on CIFAR-10 is shown for orientation, marked
+    with a star, and no difference is taken. A dagger marks a Diff of the paper that is not its Best minus its Final.
+    '95 %' is the interval that the number of test images leaves, see interval(). n is test images x seeds.
     """
     headers = ["method", "accuracy", "ours", "95 %", "paper", "difference", "n"]
     rows = []
@@ -90,7 +90,6 @@ def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natur
             for checkpoint in ("best", "final", "diff"):
                 values = [100 * per_image(run, checkpoint, column).mean().item() for run in those]
                 mean, (low, high) = statistics.fmean(values), interval(those, checkpoint, column)
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 theirs = columns[column] if isinstance(columns, dict) else column
                 paper = paper_value(title, theirs, checkpoint, **place)
                 mark = ("" if own else "*") + ("†" if checkpoint == "diff" and is_slip(title, theirs, **place) else "")
@@ -98,7 +97,7 @@ def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natur
                     {
                         "method": label,
                         "accuracy": f"{column_title(column)} {checkpoint}",
-                        "ours": f"{mean:.1f}{spread}",
+                        "ours": mean_and_spread(values),
                         "95 %": f"{low:.1f} to {high:.1f}",
                         "paper": "–" if paper is None else f"{paper:.1f}{mark}",
                         "difference": f"{mean - paper:+.1f}" if own and paper is not None else "–",
@@ -106,6 +105,29 @@ def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natur
                     }
                 )
     return pd.DataFrame(rows, columns=headers)
+
+
+def overview(runs: dict[str, list[Result]], columns: Iterable[str]) -> pd.DataFrame:
+    """Ours alone, one row a method: best -> final of each column, mean ± std over seeds, and how many seeds."""
+    rows = []
+    for label, those in runs.items():
+        row = {"method": label}
+        for column in columns:
+            shown = "missing"
+            if all(run.has(column, 1) for run in those):
+                shown = " -> ".join(
+                    mean_and_spread([run.accuracy(CHECKPOINTS[which], column) for run in those])
+                    for which in ("best", "final")
+                )
+            row[column_title(column)] = shown
+        rows.append(row | {"seeds": len(those)})
+    return pd.DataFrame(rows)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """'51.0 ± 1.0', or '51.0' for a single value."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def column_title(column: str) -> str:

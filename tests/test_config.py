@@ -4,10 +4,11 @@ import json
 import pytest
 
 from sglrlib.checks import UsageError
-from sglrlib.config import RECIPES, default_scale, make_config, recipe
+from sglrlib.config import PAPER_ROWS, RECIPES, ROWS, default_scale, make_config, recipe, row_recipe
 from sglrlib.labels import LABELS, VARIANTS
 from sglrlib.methods import METHODS
 from sglrlib.notebook import read
+from sglrlib.paths import PAPER
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -136,3 +137,48 @@ def test_a_notebooks_wrong_parameters(cell, said):
         read(namespace, [cell], dict(seeds=1, train=True))
     if "Did you" in said:  # the wrong name is gone, so the corrected cell works
         assert read(namespace, [cell], dict(seeds=1, train=True))[1] == {}
+
+
+def test_every_row_of_the_papers_tables_has_its_name_and_a_run_of_its_own():
+    configs = {row: row_recipe(row, "cifar10", "paper") for row in ROWS}
+    assert all(config.title == row for row, config in configs.items())
+    assert len({config.id for config in configs.values()}) == len(ROWS) == 32
+    reported = {row for row in csv_rows() if row not in ("Hard Label", "Soft Label", "Self-Guided Soft Label")}
+    assert set(PAPER_ROWS) == reported
+
+
+def csv_rows():
+    return {line.split(",")[3] for line in PAPER.read_text().splitlines()[1:]}
+
+
+def test_what_a_row_is_made_of_is_tuned_only_there():
+    changes = dict(awp=0.02, epochs=7, swa_start=0.9, smoothing=0.1, beta=3.0)
+    assert row_recipe("AWP", **changes).awp == 0.02
+    assert row_recipe("PGD-AT", **changes) == recipe("digits", epochs=7)
+    assert row_recipe("KD-SWA", **changes).swa_start == 0.9
+    assert row_recipe("PGD-AT+LS", **changes).label_options["smoothing"] == 0.1
+    assert row_recipe("TRADES", **changes).method_options["beta"] == 3.0
+
+
+def test_when_weights_are_perturbed_and_averaged():
+    """As in their repositories: AWP for TRADES from epoch 10 of 200, SWA from epoch 56, none of either by default."""
+    awp, swa, plain = (row_recipe(row, "cifar10", "paper") for row in ("TRADES-AWP", "KD-SWA", "PGD-AT"))
+    assert [awp.awp_at(epoch) for epoch in (9, 10, 200)] == [0.0, 0.005, 0.005]
+    assert [swa.averages_at(epoch) for epoch in (55, 56, 200)] == [False, True, True]
+    assert not plain.averages_at(200) and plain.awp_at(200) == 0.0
+    assert row_recipe("AWP", "cifar10", "paper").awp_at(1) == 0.01
+    # Where nothing is perturbed, when it would start does not make another run of it.
+    assert plain.but(awp_start=0.3).id == plain.id and awp.but(awp_start=0.3).id != awp.id
+
+
+def test_teachers_share_the_recipe_and_nothing_of_the_students_method():
+    student = row_recipe("KD-SWA+SGLR", noise_rate=0.4, seed=5)
+    standard, robust = student.teachers
+    assert standard == row_recipe("Standard", noise_rate=0.4, seed=5)
+    assert robust == row_recipe("PGD-AT", noise_rate=0.4, seed=5)
+    assert not robust.teachers
+
+
+def test_a_train_mode_attack_needs_fp32():
+    with pytest.raises(UsageError, match="attack_mode = 'train' attacks the network itself: precision must be 'fp32'"):
+        recipe("cifar10", "mini", attack_mode="train")

@@ -4,6 +4,12 @@ import pytest
 import torch
 
 from sglrlib import checkpoint
+from sglrlib.attacks import PGD
+from sglrlib.autoattack import Part
+from sglrlib.config import PAPER_ROWS, ROWS
+from sglrlib.evaluate import correct
+from sglrlib.models import build_model
+from sglrlib.runs import run
 from sglrlib.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -27,3 +33,24 @@ def test_cuda_and_cpu_agree_on_the_first_epoch(small, tmp_path):
         train(config, tmp_path / device, device=device, report=lambda row: None)
         losses.append(checkpoint.load(tmp_path / device / "last.pt", "cpu")["curve"][0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # the order of the batches differs by device
+
+
+@pytest.mark.parametrize("row", PAPER_ROWS)
+def test_every_row_of_the_tables_trains_and_is_judged_on_cuda(small, store, monkeypatch, row):
+    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part: Part(eps, part, 5))
+    config = small(**(ROWS[row] | dict(arch="wrn10_1", epochs=2, refine_start=0.0)))
+    result = run(config, ["pgd_3", "autoattack"], device="cuda", say=lambda line: None)
+    assert result.has("autoattack") and result.evaluations["best"]["autoattack"]["device"] != "cpu"
+
+
+def test_attacks_on_cuda_leave_its_random_stream_alone_and_find_what_the_cpu_finds():
+    model, x = build_model("cnn8", 10, (1, 8, 8)).eval(), torch.rand(50, 1, 8, 8)
+    y = model(x).argmax(1)  # all right to begin with
+    state = torch.cuda.get_rng_state()
+    flags = {
+        device: correct(model.to(device), x.to(device), y.to(device), PGD(0.05, 0.01, 10, start="none"))
+        for device in ("cpu", "cuda")
+    }
+    correct(model, x.cuda(), y.cuda(), Part(0.05, "apgd_ce", 5))
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert (flags["cpu"] != flags["cuda"]).sum() <= 1

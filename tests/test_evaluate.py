@@ -1,6 +1,9 @@
 """Evaluation that nobody can call weak: the cascade against pyautoattack's own, and models that are suspected."""
 
+import json
+import os
 import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -13,17 +16,23 @@ from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
 from sglrlib.evaluate import InvalidExample, correct, exact_fp32, verify, withstood
 from sglrlib.models import build_model
+from sglrlib.paths import RESULTS
 from sglrlib.runs import load_model, run
 from sglrlib.sanity import suspect
 from sglrlib.train import run_data
 
 SILENT = dict(say=lambda line: None)
 REDUCED = dict(apgd_ce=10, apgd_t=5, fab_t=5, square=100)
+# SGLR_FULL=1: the standard's own iterations, on 500 images; what was found is recorded in data/results/checks.
+FULL = bool(os.environ.get("SGLR_FULL"))
+ITERATIONS, IMAGES, BATCH = (
+    (dict(apgd_ce=100, apgd_t=100, fab_t=100, square=5000), 500, 250) if FULL else (REDUCED, 120, 50)
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two small nets trained adversarially on digits, one with BatchNorm, and 120 test images."""
+    """Two small nets trained adversarially on digits, one with BatchNorm, and some test images."""
     from sglrlib.config import recipe
 
     out = tmp_path_factory.mktemp("runs")
@@ -35,38 +44,49 @@ def trained(tmp_path_factory):
         net.load_state_dict(runs.checkpoint.weights(out / config.arch, "last"))
         nets.append(net.eval())
     test = run_data(config).test
-    return nets, test.x(slice(120)), test.y[:120]
+    return nets, test.x(slice(IMAGES)), test.y[:IMAGES]
 
 
 def reference(model, x, y, eps, upto):
     """Flags of pyautoattack's own cascade of the first upto parts, called directly on the plain model."""
-    names = ["apgd-ce", "apgd-t", "fab-t", "square"][:upto]
     attack = AutoAttack(model, norm="Linf", eps=eps, seed=0, device="cpu", version="standard")
-    attack.attacks_to_run = names
-    attack.apgd.__init__(model, n_restarts=1, n_iter=REDUCED["apgd_ce"], eps=eps, norm="Linf", seed=0, device="cpu")
-    attack.apgd_targeted.__init__(
-        model, n_restarts=1, n_iter=REDUCED["apgd_t"], eps=eps, norm="Linf", seed=0, device="cpu"
-    )
-    attack.fab.n_iter, attack.square.n_queries = REDUCED["fab_t"], REDUCED["square"]
+    attack.attacks_to_run = attack.attacks_to_run[:upto]
+    common = dict(n_restarts=1, eps=eps, norm="Linf", seed=0, device="cpu")
+    attack.apgd.__init__(model, n_iter=ITERATIONS["apgd_ce"], **common)  # which derives its schedule from n_iter
+    attack.apgd_targeted.__init__(model, n_iter=ITERATIONS["apgd_t"], **common)
+    attack.fab.n_iter, attack.square.n_queries = ITERATIONS["fab_t"], ITERATIONS["square"]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=50)
+        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=BATCH)
     with torch.no_grad():
         return model(x_adv).argmax(1) == y
 
 
-@pytest.mark.parametrize("eps", [20 / 255, 30 / 255])
+@pytest.mark.parametrize("eps_255", [20, 30])
 @pytest.mark.parametrize("net", [0, 1], ids=["cnn8", "wrn10_1"])
-def test_flags_after_each_part_equal_those_of_pyautoattack(trained, monkeypatch, eps, net):
+def test_flags_after_each_part_equal_those_of_pyautoattack(trained, monkeypatch, eps_255, net):
     nets, x, y = trained
-    model = nets[net]
-    monkeypatch.setattr(Part, "batch_size", 50)
-    flags, counts = correct(model, x, y), []
-    for upto, (part, iterations) in enumerate(REDUCED.items(), start=1):
-        flags = withstood(model, x, y, Part(eps, part, iterations), flags)
-        assert torch.equal(flags, reference(model, x, y, eps, upto)), part
+    monkeypatch.setattr(Part, "batch_size", BATCH)
+    flags, counts = correct(nets[net], x, y), []
+    natural = int(flags.sum())
+    for upto, (part, iterations) in enumerate(ITERATIONS.items(), start=1):
+        flags = withstood(nets[net], x, y, Part(eps_255 / 255, part, iterations), flags)
+        assert torch.equal(flags, reference(nets[net], x, y, eps_255 / 255, upto)), part
         counts.append(int(flags.sum()))
-    assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < counts[0] < len(y)
+    assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < natural
+    if FULL:
+        record(["cnn8", "wrn10_1"][net], eps_255, natural, dict(zip(ITERATIONS, counts, strict=True)))
+
+
+def record(net, eps_255, natural, standing):
+    """Keep that the flags were equal: how many images stood after each part, for one net and budget."""
+    path = RESULTS / "checks" / "autoattack.json"
+    found = json.loads(path.read_text()) if path.exists() else []
+    found = [row for row in found if (row["net"], row["eps_255"]) != (net, eps_255)]
+    row = dict(net=net, eps_255=eps_255, n=IMAGES, batch=BATCH, natural=natural, standing=standing, flags_equal=True)
+    versions = dict(torch=torch.__version__, pyautoattack=version("pyautoattack"), device="cpu")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps([*found, row | versions], indent=1) + "\n")
 
 
 def test_the_standard_settings_are_the_standards():

@@ -9,10 +9,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from sglrlib.config import PAPER_ROWS
 from sglrlib.paths import DATA, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TRAIN = ROOT / "notebooks" / "01_train_sglr.ipynb"
+TRAIN, TABLES, BLACK_BOX = (
+    ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_train_sglr", "02_main_tables", "08_black_box")
+)
 SMALL = ["-p", "epochs", "2", "-p", "train_size", "60", "-p", "val_size", "40", "-p", "test_size", "50"]
 
 
@@ -117,3 +120,67 @@ def test_real_cifar_through_papermill(tmp_path, dataset):
     )
     assert done.returncode == 0, done.stderr
     assert "256 training images, 0 of them with a wrong label; 100 validation, 100 test images" in printed(tmp_path)
+
+
+TINY = ["-p", "epochs", "2", "-p", "train_size", "256", "-p", "val_size", "40", "-p", "test_size", "40"]
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_every_method_of_the_tables_through_the_notebooks_own_parameters(tmp_path, dataset):
+    if dataset == "cifar10" and not (DATA / "cifar-10-batches-py").exists():
+        pytest.skip(f"cifar-10-batches-py is not in {DATA}; it is downloaded when a notebook first asks for it")
+    arguments = ["-p", "dataset", dataset, "-p", "scale", "mini", "-p", "rows", "all", "-p", "refine_start", "0.0"]
+    attacks = ["-p", "attacks", "pgd_2, pgd_20_step_0.765, square", "-p", "attack_images", "4"]
+    done = papermill(tmp_path, *TINY, *arguments, *attacks, "-p", "publish", "False", notebook=TABLES)
+    assert done.returncode == 0, done.stderr
+    text = printed(tmp_path)
+    for row in PAPER_ROWS:
+        assert f"{row}: 1 of 1 seeds; 256 training images" in text
+    assert text.count("Square diff") == text.count("PGD-20, step 0.765 diff") == 9
+    assert text.count("40 x 1") == 9 * 9 and text.count("  4 x 1") == 9 * 3
+    assert "AWP: awp = 0.01" in text and "KD-SWA: swa_start = 0.28, natural_weight = 0.1" in text
+    assert "-0.9†" in text or "-0.9*†" in text
+    assert "TRADES+SGLR has the higher natural accuracy at the last epoch: " in text
+    (figure,) = (tmp_path / "figures").glob("02_main_tables_9_rows_*.png")
+    assert figure.stat().st_size > 10_000
+
+
+def test_compositions_and_missing_runs(tmp_path):
+    arguments = ["-p", "attacks", "pgd_2", "-p", "rows", "AWP+SGLR, TRADES+LS, PGD-SWA"]
+    done = papermill(tmp_path, *TINY, *arguments, notebook=TABLES)
+    assert done.returncode == 0 and "No claim can be judged" in printed(tmp_path), done.stderr
+    arguments = ["-p", "attacks", "pgd_2, cw_inf", "-p", "rows", "AWP+SGLR, TRADES-AWP", "-p", "train", "False"]
+    done = papermill(tmp_path, *TINY, *arguments, notebook=TABLES)
+    text = printed(tmp_path)
+    assert done.returncode == 0 and "missing: digits-trades-hard-s0" in text, done.stderr
+    assert [line.split() for line in text.splitlines() if "missing" in line and "CW" in line] == [
+        ["AWP+SGLR", "CW_inf", "missing", "–", "–", "–", "–"]
+    ]
+
+
+def test_black_box_attacks_through_the_notebook(tmp_path):
+    done = papermill(tmp_path, *TINY, "-p", "sources", "cnn8, wrn10_1", "-p", "seeds", "2", notebook=BLACK_BOX)
+    assert done.returncode == 0, done.stderr
+    text = printed(tmp_path)
+    assert "source: cnn8, stands for resnet34; PGD-AT, 1 epochs, seed 0, its best checkpoint" in text
+    assert text.count("CW_inf from wrn10_1 diff") == 2 and text.count("40 x 2") == 24
+    assert text.count("withstands it more often than the same in the white box: ") == 8
+    assert text.count("PGD-AT+SGLR, last: ok the outputs are raw logits") == 1
+    assert len(list((tmp_path / "figures").glob("08_black_box_digits_mini_*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("notebook", "arguments", "said"),
+    [
+        (TABLES, ["-p", "rows", "PGD-AT+SLGR"], "row = 'PGD-AT+SLGR' is not known. Did you mean 'PGD-AT+SGLR'?"),
+        (TABLES, ["-p", "attacks", "autoatack"], "attack = 'autoatack' is not known. Did you mean 'autoattack'?"),
+        (TABLES, ["-p", "awp", "-0.5"], "awp = -0.5 is out of range: expected from 0 to 1; the nearest is 0"),
+        (BLACK_BOX, ["-p", "sources", "resnet43"], "arch = 'resnet43' is not known. Did you mean 'resnet34'?"),
+        (BLACK_BOX, ["-p", "which", "first"], "which = 'first' is not known."),
+    ],
+)
+def test_wrong_rows_attacks_and_sources_end_before_any_work(tmp_path, notebook, arguments, said):
+    rows = ["-p", "rows", "AWP"] if "awp" in arguments else []
+    done = papermill(tmp_path, *arguments, *rows, notebook=notebook)
+    assert done.returncode != 0 and f"UsageError: {said}" in done.stderr
+    assert not (tmp_path / "runs").exists()

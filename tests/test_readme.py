@@ -2,23 +2,40 @@
 
 import re
 
-from sglrlib.config import recipe
+import pytest
+
+from sglrlib.config import PAPER_ROWS, row_recipe
 from sglrlib.paths import RESULTS, ROOT
 from sglrlib.results import stored
-from sglrlib.tables import beside_paper, claims
+from sglrlib.tables import beside_paper, claims, overview
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_mini_table_and_its_claims_are_the_committed_results(store, monkeypatch):
+@pytest.fixture
+def committed(store, monkeypatch):
+    """Committed results of a row, for the seeds 0, 1 and 2."""
     monkeypatch.setattr("sglrlib.results.RESULTS", RESULTS)
-    hard, refined = (
-        [stored(recipe("cifar10", "mini", labels=rule, seed=seed), committed=True) for seed in (0, 1, 2)]
-        for rule in ("hard", "self_guided")
-    )
-    table = beside_paper({"PGD-AT": hard, "PGD-AT+SGLR": refined}).to_string(index=False)
-    for line in [*table.splitlines(), *claims(hard, refined).splitlines()]:
+    return lambda row, *where: [stored(row_recipe(row, *where, seed=seed), committed=True) for seed in (0, 1, 2)]
+
+
+def assert_in_readme(*texts):
+    for line in "\n".join(texts).splitlines():
         assert line.strip() in README
+
+
+def test_the_digits_tables_and_their_claims_are_the_committed_results(committed):
+    runs = {row: committed(row) for row in PAPER_ROWS}
+    columns = ["natural", "pgd_20", "autoattack"]
+    judged = [claims(runs[row], runs[row + "+SGLR"], columns) for row in ("PGD-AT", "TRADES")]
+    assert_in_readme(overview(runs, columns).to_string(index=False), *judged)
+    assert all(run.n("autoattack") == 200 for those in runs.values() for run in those)
+
+
+def test_the_mini_table_and_its_claims_are_the_committed_results(committed):
+    hard, refined = (committed(row, "cifar10", "mini") for row in ("PGD-AT", "PGD-AT+SGLR"))
+    table = beside_paper({"PGD-AT": hard, "PGD-AT+SGLR": refined})
+    assert_in_readme(table.to_string(index=False), claims(hard, refined))
 
 
 def test_every_link_into_the_repository_exists():

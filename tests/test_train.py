@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from sglrlib import checkpoint, log, results, runs
+from sglrlib.attacks import PGD
 from sglrlib.checkpoint import CheckpointError
 from sglrlib.checks import UsageError
 from sglrlib.config import ROWS, make_config
 from sglrlib.evaluate import accuracy
 from sglrlib.labels import LABELS
-from sglrlib.methods import METHODS, PGDAT
+from sglrlib.methods import METHODS, PGDAT, adversarial_weights
 from sglrlib.models import build_model
 from sglrlib.results import publish, stored
 from sglrlib.runs import export, load_model, run
-from sglrlib.train import Diverged, best_epoch, run_data, run_model, train
+from sglrlib.train import Diverged, best_epoch, run_data, run_model, train, training_attack
 
 SILENT = dict(say=lambda line: None)
 RUN_ONE = """
@@ -259,6 +260,40 @@ def test_averaged_weights_are_the_mean_and_are_what_is_judged(small, tmp_path):
     test = run_data(config).test
     assert row["test_natural"] == accuracy(net.eval(), test.x(), test.y)
     assert best_epoch([dict(epoch=1, val_robust=9.0), dict(epoch=2, val_robust=3.0)], config) == 2
+
+
+def test_the_training_attack_is_the_methods_and_the_configurations(small):
+    def attack(**changes):
+        return training_attack(small(attack_steps=3, **changes))
+
+    budget = (26 / 255, 6.5 / 255, 3)
+    assert attack() == PGD(*budget, "cross_entropy", "uniform", "eval", 1.0)
+    assert attack(method="trades", beta=4.0) == PGD(*budget, "kl", "gaussian", "eval", 4.0)
+    assert attack(method="kd_at", attack_mode="train") == PGD(*budget, "cross_entropy", "uniform", "train", 1.0)
+    x = torch.rand(2, 1, 8, 8)
+    assert attack(method="standard")(None, x, None, None, None) is x
+
+
+def test_each_step_moves_the_weights_and_attacks_the_penalty_when_it_is_time(small, tmp_path, monkeypatch):
+    """Four epochs of two steps: AWP from the second epoch on, temporal ensembling from the third."""
+    gammas, penalties, modes = [], [], []
+
+    def moved(model, loss, gamma):
+        gammas.append(gamma)
+        modes.append(model.training)
+        return adversarial_weights(model, loss, gamma)
+
+    def attack(model, x, y, generator, penalty):
+        penalties.append(penalty is not None)
+        return x
+
+    monkeypatch.setattr("sglrlib.train.adversarial_weights", moved)
+    monkeypatch.setattr("sglrlib.train.training_attack", lambda config: attack)
+    config = small(labels="ensemble", refine_start=0.75, awp=0.01, awp_start=0.5, arch="wrn10_1", te_weight=1.0)
+    train(config, tmp_path, report=lambda row: None)
+    assert gammas == [0.0] * 2 + [0.01] * 6
+    assert penalties == [False] * 4 + [True] * 4
+    assert all(modes)
 
 
 def test_teachers_are_runs_of_their_own(small, store):
