@@ -155,6 +155,7 @@ def test_what_a_row_is_made_of_is_tuned_only_there():
     changes = dict(awp=0.02, epochs=7, swa_start=0.9, smoothing=0.1, beta=3.0)
     assert row_recipe("AWP", **changes).awp == 0.02
     assert row_recipe("PGD-AT", **changes) == recipe("digits", epochs=7)
+    assert row_recipe("AWP", labels="smooth", method="trades") == row_recipe("AWP")
     assert row_recipe("KD-SWA", **changes).swa_start == 0.9
     assert row_recipe("PGD-AT+LS", **changes).label_options["smoothing"] == 0.1
     assert row_recipe("TRADES", **changes).method_options["beta"] == 3.0

@@ -6,7 +6,7 @@ import torch
 
 from sglrlib import data
 from sglrlib.checks import UsageError
-from sglrlib.data import DATASETS, Split, crop_flip, load_data, noisy_labels, stratified_order
+from sglrlib.data import AUGMENTS, DATASETS, Split, crop_flip, load_data, noisy_labels, stratified_order
 
 
 def test_digits_splits_are_disjoint_whole_and_fixed():
@@ -142,3 +142,15 @@ def test_splits_move_and_shrink():
     assert len(split.first(3)) == 3 and len(split.first(0)) == 5
     assert split.x(slice(2)).dtype == torch.float32
     assert len(split.to("cpu")) == 5
+
+
+def test_rotation_turns_by_at_most_fifteen_degrees(generator):
+    """The upper half is bright. Crop and turn move its edge by at most 4 + 16 tan(15) < 9 rows, and it stays above."""
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    images[:, :, :16] = 200
+    turned = AUGMENTS["crop_flip_rotate"](images, generator)
+    assert turned.dtype == torch.uint8 and turned.shape == images.shape
+    assert (turned[:, :, 25:, 8:24] == 0).all()
+    assert (turned[:, :, 5:8, 15] == 200).float().mean() > 0.9
+    edges = (turned[:, 0, :, 6] > 0).sum(1) - (turned[:, 0, :, 25] > 0).sum(1)
+    assert edges.min() < -2 and edges.max() > 2  # either way

@@ -15,6 +15,7 @@ from sglrlib.attacks import PGD, Transfer, chain
 from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
 from sglrlib.evaluate import InvalidExample, correct, exact_fp32, verify, withstood
+from sglrlib.fast import Itself
 from sglrlib.models import build_model
 from sglrlib.paths import RESULTS
 from sglrlib.runs import load_model, run
@@ -123,7 +124,7 @@ def test_the_folded_copy_gives_the_plain_models_flags(trained, net, attack):
 
 
 def test_a_killed_cascade_resumes_and_ends_with_the_same_flags(small, store, monkeypatch):
-    config = small(noise_rate=0.0, epochs=6)
+    config = small(noise_rate=0.0, epochs=8, train_size=300)
     monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part: Part(eps, part, REDUCED[part]))
     whole = run(config, ["autoattack"], **SILENT)
     path = store / "runs" / config.id / "result.json"
@@ -144,9 +145,19 @@ def test_a_killed_cascade_resumes_and_ends_with_the_same_flags(small, store, mon
     assert done == ["apgd_ce", "apgd_t"]
 
     done = []
-    monkeypatch.setattr(runs, "withstood", lambda *args, **how: done.append(args[3].part) or withstood(*args, **how))
+    given = []
+
+    def noting(model, x, y, attack, before, **how):
+        done.append(attack.part)
+        given.append(int(before.sum()))
+        return withstood(model, x, y, attack, before, **how)
+
+    monkeypatch.setattr(runs, "withstood", noting)
     resumed = run(config, ["autoattack"], **SILENT)
     assert done == ["fab_t", "square", "apgd_ce", "apgd_t", "fab_t", "square"]  # the rest of best, then last
+    columns = [("best", c) for c in chain("autoattack")[2:4]] + [("last", c) for c in chain("autoattack")[:4]]
+    assert given == [int(resumed.flags(which, column).sum()) for which, column in columns]
+    assert given[2] > given[-1] > 0  # some fell on the way, so that it matters who is attacked
     for which in ("best", "last"):
         for column in chain("autoattack"):
             assert torch.equal(resumed.flags(which, column), whole.flags(which, column))
@@ -161,10 +172,12 @@ def test_more_images_or_another_attack_are_added_to_what_is_there(small, store):
     assert more.n("pgd_3") == more.n("pgd_2_step_1") == 40
     assert torch.equal(more.flags("best", "pgd_3")[:10], few.flags("best", "pgd_3"))
     assert not (more.flags("best", "pgd_3") & ~more.flags("best", "natural")).any()
+    assert not few.has("pgd_3") and few.has("pgd_3", 10) and not few.has("pgd_3", 11) and few.has("natural", 10)
 
 
 def test_transfer_attacks_come_from_the_other_run(small, store):
-    target, source = small(epochs=2), small(epochs=2, labels="hard", arch="cnn8", noise_rate=0.0)
+    target = small(epochs=8, noise_rate=0.0, train_size=300)
+    source = target.but(labels="hard", arch="cnn8", seed=1)
     result = runs.transfer(target, source, ["pgd_5"], **SILENT)
     column = runs.transfer_column("pgd_5", source)
     test = run_data(target).test
@@ -172,6 +185,8 @@ def test_transfer_attacks_come_from_the_other_run(small, store):
     attack = Transfer(PGD(target.eps_255 / 255, target.step_255 / 255, 5), load_model(source))
     natural = result.flags("last", "natural")
     assert torch.equal(result.flags("last", column), withstood(load_model(target, "last"), x, y, attack, natural))
+    white = run(target, ["pgd_5"], **SILENT)
+    assert white.accuracy("last", "pgd_5") < result.accuracy("last", column) < result.accuracy("last", "natural")
     with pytest.raises(UsageError, match="the source is trained on 'cifar10': expected 'digits'"):
         runs.transfer(target, source.but(dataset="cifar10"), **SILENT)
 
@@ -244,6 +259,24 @@ def test_an_attack_that_leaves_the_ball_is_not_counted(wrong):
     with pytest.raises(InvalidExample, match=r"eps = 0.1"):
         correct(Wrapped(lambda z: z), X.clamp(0.3, 0.7), Y, Cheat())
     verify(X, (X + 0.1).clamp(0, 1), 0.1)
+
+
+def test_the_model_itself_judges_in_exact_fp32_whatever_was_attacked(monkeypatch):
+    """The copy that is attacked here is another net altogether: no example found on it counts by its own word."""
+    precisions = []
+
+    def noting(logits):
+        precisions.append(torch.backends.cudnn.conv.fp32_precision)
+        return logits
+
+    model, other = Wrapped(noting), build_model("cnn4", 10, (1, 8, 8), seed=7)
+    monkeypatch.setattr("sglrlib.evaluate.attack_target", lambda model, speed: Itself(other))
+    with torch.no_grad():
+        assert not torch.equal(model(X).argmax(1), other(X).argmax(1))
+        y = model(X).argmax(1)
+    precisions.clear()
+    assert correct(model, X, y, PGD(0, 0, 1)).all()
+    assert set(precisions) == {"ieee"}
 
 
 def test_tf32_is_off_within_and_as_before_after():

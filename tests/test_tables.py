@@ -11,7 +11,12 @@ from sglrlib.tables import (
     beside_paper,
     claims,
     column_title,
+    gap_claims,
     interval,
+    masking_claims,
+    mean_and_spread,
+    overview,
+    paper_gaps,
     paper_value,
     per_image,
     slips,
@@ -149,3 +154,36 @@ def test_two_runs_are_compared_image_by_image():
     same = claims([result("hard", 700, 700, 0, 0)], [result("self_guided", 712, 712, 0, 0)])
     other = claims([result("hard", 700, 700, 0, 0)], [result("self_guided", 900, 712, 188, 0)])
     assert verdicts(same)[2] == "true" and verdicts(other)[2] == "cannot be told from this run"
+
+
+def test_gaps_count_whatever_their_sign():
+    """A gap of -10 points is no smaller than one of 1."""
+    gained, steady = result("hard", 700, 800, 10, 110), result("self_guided", 800, 790, 12, 2)
+    assert verdicts(gap_claims([gained], [steady], ["pgd_20"])) == ["true"]
+    assert verdicts(gap_claims([steady], [gained], ["pgd_20"])) == ["false"]
+
+
+def test_a_network_that_only_masks_its_gradients_is_told():
+    column = "pgd_10 from cnn24 best 0a1b2c3d4e"
+    runs = {}
+    for name, black in (("honest", 900), ("masked", 700)):
+        runs[name] = result("self_guided", 800, 800, 0, 0, columns=("pgd_10",))
+        for which in ("best", "last"):
+            runs[name] = runs[name].with_flags(which, column, torch.arange(1000) < black)
+    assert verdicts(masking_claims([runs["honest"]], [column])) == ["true", "true"]
+    assert verdicts(masking_claims([runs["masked"]], [column])) == ["false", "false"]
+    assert "(PGD-10 from cnn24, n = 1000 test images x 1 seed)" in masking_claims([runs["honest"]], [column])
+
+
+def test_the_papers_gaps_between_its_attacks():
+    gaps = paper_gaps().set_index(["dataset", "model", "row"])
+    assert gaps.loc["cifar10", "resnet18", "PGD-AT"].tolist() == [3.0, 1.2]  # 50.7 - 47.7, 41.4 - 40.2
+    assert gaps.loc["cifar100", "resnet18", "PGD-AT+SGLR"].tolist() == [7.0, 7.6]
+    assert len(gaps) == 15 and not gaps.isna().any(axis=None)
+
+
+def test_the_overview_has_a_line_a_method():
+    runs = {"PGD-AT": [result("hard", 800 + 10 * s, 700, 100 + 10 * s, 0, seed=s) for s in (0, 1, 2)]}
+    (line,) = overview(runs, ["pgd_20", "autoattack"]).to_dict("records")
+    assert line == {"method": "PGD-AT", "PGD-20": "81.0 ± 1.0 -> 70.0 ± 0.0", "AutoAttack": "missing", "seeds": 3}
+    assert mean_and_spread([51.04]) == "51.0"

@@ -356,7 +356,10 @@ def test_published_results_are_found_without_runs(small, store, monkeypatch):
     for module in (results, runs):
         monkeypatch.setattr(module, "RUNS", store / "elsewhere")
     assert run(small(), train_missing=False) == result
-    assert stored(small()) is None  # what is to be computed here is computed here
+    assert stored(small()) is None
+    assert run(small(), **SILENT).evaluations.keys() == result.evaluations.keys()
+    assert stored(small()) is not None  # what is to be computed here is computed here
+    (store / "elsewhere" / small().id / "last.pt").unlink()
     with pytest.raises(UsageError, match="has no checkpoint"):
         load_model(small())
     path.write_text(path.read_text().replace('"epochs": 4', '"epochs": 5'))
