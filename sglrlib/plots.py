@@ -18,7 +18,7 @@ COLOURS = {
     "PGD-AT+TE": _PALETTE[5],
     "PGD-AT+SGLR": _PALETTE[0],
     "AWP": _PALETTE[6],
-    "KD-AT": _PALETTE[8],
+    "KD-AT": (0.2, 0.2, 0.2),
     "KD-SWA": _PALETTE[9],
     "TRADES": _PALETTE[4],
     "TRADES+SGLR": _PALETTE[2],
