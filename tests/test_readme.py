@@ -9,6 +9,7 @@ from sglrlib.paths import RESULTS, ROOT
 from sglrlib.results import stored
 from sglrlib.tables import beside_paper, claims, overview
 
+COLUMNS = ["natural", "pgd_20", "autoattack"]
 README = (ROOT / "README.md").read_text()
 
 
@@ -26,16 +27,18 @@ def assert_in_readme(*texts):
 
 def test_the_digits_tables_and_their_claims_are_the_committed_results(committed):
     runs = {row: committed(row) for row in PAPER_ROWS}
-    columns = ["natural", "pgd_20", "autoattack"]
-    judged = [claims(runs[row], runs[row + "+SGLR"], columns) for row in ("PGD-AT", "TRADES")]
-    assert_in_readme(overview(runs, columns).to_string(index=False), *judged)
+    judged = [claims(runs[row], runs[row + "+SGLR"], COLUMNS) for row in ("PGD-AT", "TRADES")]
+    assert_in_readme(overview(runs, COLUMNS).to_string(index=False), *judged)
     assert all(run.n("autoattack") == 200 for those in runs.values() for run in those)
 
 
 def test_the_mini_table_and_its_claims_are_the_committed_results(committed):
     hard, refined = (committed(row, "cifar10", "mini") for row in ("PGD-AT", "PGD-AT+SGLR"))
-    table = beside_paper({"PGD-AT": hard, "PGD-AT+SGLR": refined})
-    assert_in_readme(table.to_string(index=False), claims(hard, refined))
+    table = beside_paper({"PGD-AT": hard, "PGD-AT+SGLR": refined}, COLUMNS)
+    assert_in_readme(table.to_string(index=False), claims(hard, refined, COLUMNS))
+    runs = {row: committed(row, "cifar10", "mini")[:1] for row in PAPER_ROWS}
+    lines = overview(runs, ["natural", "pgd_20"]).to_string(index=False).splitlines()
+    assert all(line.strip() in (RESULTS / "README.md").read_text() for line in lines)
 
 
 def test_every_link_into_the_repository_exists():
