@@ -44,9 +44,12 @@ def transfer(
     """run() under adversarial images made on another run's network, its checkpoint which ('best' or 'last'): the
     black-box attacks of Table B.3. The columns' names are transfer_column()'s.
 
-    Raises UsageError where the two runs are of different datasets.
+    Raises UsageError where the two runs are of different datasets, or an attack is a part of a cascade.
     """
     one_of("which", which, CHECKPOINTS)
+    for name in attacks:
+        if len(chain(name)) > 2:
+            raise UsageError(f"attacks = {name!r} is a cascade: expected a single attack; the nearest is 'apgd_ce'.")
     if source.dataset != config.dataset:
         raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
     if how.get("train_missing", True):

@@ -187,6 +187,8 @@ def test_transfer_attacks_come_from_the_other_run(small, store):
     assert torch.equal(result.flags("last", column), withstood(load_model(target, "last"), x, y, attack, natural))
     white = run(target, ["pgd_5"], **SILENT)
     assert white.accuracy("last", "pgd_5") < result.accuracy("last", column) < result.accuracy("last", "natural")
+    with pytest.raises(UsageError, match="'autoattack' is a cascade: expected a single attack"):
+        runs.transfer(target, source, ["autoattack"], **SILENT)
     with pytest.raises(UsageError, match="the source is trained on 'cifar10': expected 'digits'"):
         runs.transfer(target, source.but(dataset="cifar10"), **SILENT)
 
