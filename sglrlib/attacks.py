@@ -131,6 +131,7 @@ ATTACKS: dict[str, Callable] = {
     r"pgd_(\d{1,4})_step_(\d+\.?\d*)": lambda eps, _, steps, step: PGD(eps, float(step) / 255, int(steps)),
     "cw_inf": lambda eps, step: PGD(eps, step, 30, objective="margin"),
     "square": lambda eps, _: Square(eps),
+    r"square_(\d{1,5})": lambda eps, _, queries: Square(eps, iterations=int(queries)),
     "apgd_ce": lambda eps, _: Part(eps, "apgd_ce"),
     "apgd_t": lambda eps, _: Part(eps, "apgd_t"),
     "fab_t": lambda eps, _: Part(eps, "fab_t"),
@@ -138,7 +139,7 @@ ATTACKS: dict[str, Callable] = {
 }
 # AutoAttack standard is a cascade: each part is given the images that withstood the one before.
 AFTER = {"apgd_t": "apgd_ce", "fab_t": "apgd_t", "autoattack": "fab_t"}
-EXAMPLES = ["pgd_10", "pgd_20", "pgd_20_step_0.765", *(name for name in ATTACKS if name.isidentifier())]
+EXAMPLES = ["pgd_10", "pgd_20", "pgd_20_step_0.765", "square_500", *(name for name in ATTACKS if name.isidentifier())]
 
 
 def named_attack(name: str, eps: float, step: float) -> Callable:

@@ -35,14 +35,15 @@ def same_type(what: str, value, example):
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is tuple and isinstance(value, (list, tuple)):
-        return tuple(same_type(f"{what}[{i}]", item, example[0]) for i, item in enumerate(value))
+        member = example[0] if example else ""  # an empty list stands for one of names
+        return tuple(same_type(f"{what}[{i}]", item, member) for i, item in enumerate(value))
     if type(value) is not wanted:
         hint = {
             bool: "True or False, capitalised",
             int: "a whole number, such as 3",
             float: "a number, such as 0.1 or 1.0e-3",
             str: "text",
-            tuple: "a list of numbers, such as [0.5, 0.75] (with papermill: -y '{name: [0.5, 0.75]}')",
+            tuple: "a list, such as [0.5, 0.75] (with papermill: -y '{name: [0.5, 0.75]}')",
         }[wanted]
         raise UsageError(f"{what} = {value!r} is of type {type(value).__name__}: expected {hint}.")
     return value

@@ -1,4 +1,4 @@
-"""What a run is: RunConfig, frozen and validated; RECIPES, one row per dataset and scale."""
+"""What a run is: RunConfig, frozen and validated."""
 
 import hashlib
 import inspect
@@ -11,7 +11,8 @@ import torch
 from sglrlib.attacks import PGD
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.data import AUGMENTS, DATASETS, NOISES
-from sglrlib.labels import LABELS, VARIANTS
+from sglrlib.diagnostics import DIAGNOSTICS
+from sglrlib.labels import LABELS
 from sglrlib.methods import METHODS
 from sglrlib.models import parse_arch
 
@@ -30,6 +31,8 @@ class RunConfig:
     test_size: int = 0
     noise: str = "symmetric"
     noise_rate: float = 0.0
+    folds: int = 0  # of the training images, for cross-validation; 0 for none
+    fold: int = 0  # which of them is left out, from 0 on
     augment: str = "none"
 
     arch: str = "resnet18"
@@ -61,6 +64,8 @@ class RunConfig:
 
     eval_steps: int = 10  # PGD steps of the accuracies measured every epoch
     train_eval_size: int = 2000
+    attacked_size: int = 0  # images of each split that are attacked every epoch; 0 for all
+    diagnostics: tuple = ()  # names of DIAGNOSTICS, recorded every epoch
     select_on: str = "val"  # the split whose robust accuracy names the best epoch
     seed: int = 0
 
@@ -78,6 +83,10 @@ class RunConfig:
             raise UsageError("attack_mode = 'train' attacks the network itself: precision must be 'fp32'.")
         if self.select_on == "val" and self.val_size == 0:
             raise UsageError("select_on = 'val' needs val_size > 0; without validation images, select_on = 'test'.")
+        for name in self.diagnostics:
+            one_of("diagnostics", name, DIAGNOSTICS)
+        if self.fold and self.fold >= self.folds:
+            raise UsageError(f"fold = {self.fold} of folds = {self.folds}: expected a fold from 0 to folds - 1.")
         METHODS[self.method](**self.method_options)
         self.label_rule(torch.zeros(1, dtype=torch.long), 2)
         object.__setattr__(self, "method_options", options(METHODS[self.method]) | self.method_options)
@@ -180,7 +189,8 @@ RANGES = dict(
     eps_255=(0, 255), step_255=(0, 255), attack_steps=(0, 1000), eval_steps=(0, 1000), refine_start=(0, 1),
     awp=(0, 1), awp_start=(0, 1), swa_start=(0, 1),
     epochs=(1, 100_000), batch_size=(1, 100_000), lr=(1e-8, 100), momentum=(0, 1), weight_decay=(0, 1),
-    train_eval_size=(1, math.inf), seed=(0, 2**31 - 1),
+    train_eval_size=(1, math.inf), attacked_size=(0, math.inf), folds=(0, math.inf), fold=(0, math.inf),
+    seed=(0, 2**31 - 1),
 )  # fmt: skip
 
 
@@ -218,78 +228,3 @@ def make_config(**values) -> RunConfig:
 DEFAULTS: dict[str, object] = {f.name: f.default for f in fields(RunConfig) if not f.name.endswith("_options")}
 for _entry in [*METHODS.values(), *LABELS.values()]:
     DEFAULTS |= options(_entry)
-
-
-def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
-    """The configuration of a dataset at a scale ('' = the dataset's first in RECIPES), some values changed.
-
-    variant is a reading of self-guided refinement, a name of VARIANTS. Raises UsageError as RunConfig does.
-    """
-    one_of("dataset", dataset, RECIPES)
-    if scale:
-        one_of(f"scale (of {dataset})", scale, RECIPES[dataset])
-    one_of("variant", variant, VARIANTS)
-    values = dict(dataset=dataset) | RECIPES[dataset][scale or default_scale(dataset)] | changes
-    reading = VARIANTS[variant] if values.get("labels") == "self_guided" else {}
-    return make_config(**(values | reading | changes))
-
-
-def default_scale(dataset: str) -> str:
-    """The scale that a dataset is run at when none is named: its first row in RECIPES."""
-    return next(iter(RECIPES[dataset]))
-
-
-# The released protocol is RunConfig's defaults. Digits are planted with noise because clean digits have
-# hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds. With
-# seed 1 that network stays at a constant prediction under AWP from the first epoch on, and falls back to one under TE's
-# weight of 300: hence a later start there, and a lower weight.
-RECIPES: dict[str, dict[str, dict]] = {
-    "digits": {
-        "mini": dict(
-            train_size=500, val_size=297, noise_rate=0.3, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
-            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=100,
-            awp_start=0.1, te_weight=100.0,
-        ),
-    },
-    "cifar10": {
-        "paper": dict(augment="crop_flip", val_size=1000),
-        "mini": dict(
-            train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
-            epochs=60, batch_size=64, lr=0.03, weight_decay=0.0, refine_start=0.1, train_eval_size=500, normalise=True,
-        ),
-    },
-}  # fmt: skip
-RECIPES["cifar100"] = RECIPES["cifar10"]
-
-# The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
-# TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories.
-_METHODS: dict[str, dict] = {
-    "PGD-AT": dict(),
-    "AWP": dict(awp=0.01),
-    "PGD-SWA": dict(swa_start=0.28),
-    "KD-AT": dict(method="kd_at"),
-    "KD-SWA": dict(method="kd_at", swa_start=0.28),
-    "TRADES": dict(method="trades"),
-    "TRADES-AWP": dict(method="trades", awp=0.005, awp_start=0.05),
-    "Standard": dict(method="standard"),
-}
-ROWS: dict[str, dict] = {
-    title + rule.title: changes | dict(labels=name)
-    for title, changes in _METHODS.items()
-    for name, rule in LABELS.items()
-}
-PAPER_ROWS = (
-    "PGD-AT", "PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR", "AWP", "KD-AT", "KD-SWA", "TRADES", "TRADES+SGLR",
-)  # fmt: skip
-
-
-def row_recipe(row: str, dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
-    """recipe() for a name of ROWS, such as 'PGD-AT+SGLR'; what a row is made of changes only the rows made of it.
-
-    So awp = 0.02 changes AWP and leaves PGD-AT as it is. Raises UsageError for an unknown row, suggesting the nearest.
-    """
-    one_of("row", row, ROWS)
-    parts = {name for changed in _METHODS.values() for name in changed} | {"labels"}
-    tuned = {name: value for name, value in changes.items() if name in ROWS[row] and name not in ("method", "labels")}
-    common = {name: value for name, value in changes.items() if name not in parts}
-    return recipe(dataset, scale, variant, **(common | ROWS[row] | tuned))

@@ -1,10 +1,10 @@
-"""Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted label noise."""
+"""Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted noise."""
 
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __getitem__(self, index: slice | Tensor) -> "Split":
+        return Split(self.images[index], self.y[index], self.y_clean[index])
+
     def first(self, n: int) -> "Split":
         """The first n images (all if n is 0)."""
-        return Split(*(t[: n or None] for t in (self.images, self.y, self.y_clean)))
+        return self[: n or None]
 
     def to(self, device) -> "Split":
         return Split(self.images.to(device), self.y.to(device), self.y_clean.to(device))
@@ -73,16 +76,16 @@ class Data:
 
 
 def load_data(
-    dataset: str, *, train_size=0, val_size=0, test_size=0, noise="symmetric", noise_rate=0.0, seed=0
+    dataset: str, *, train_size=0, val_size=0, test_size=0, noise="symmetric", noise_rate=0.0, seed=0, folds=0, fold=0
 ) -> Data:
-    """Load a dataset of DATASETS, carve the validation split, plant label noise in the rest; on the CPU.
+    """Load a dataset of DATASETS, carve the validation split, plant noise in the rest; on the CPU.
 
     Sizes are numbers of images; a train_size or test_size of 0 means all there are, a val_size of 0 no validation.
-    All splits are stratified and fixed: only the noise depends on seed. Validation and test labels stay clean.
+    All splits are stratified and fixed: only the noise depends on seed. Validation and test images stay clean. With
+    folds > 1, every folds-th training image, from position fold on, is left out after the noise is planted.
     Raises UsageError for an unknown name or too large a size, DataError where the files are missing or damaged.
     """
     one_of("dataset", dataset, DATASETS)
-    classes = DATASETS[dataset].classes
     (train_images, train_y), (test_images, test_y) = DATASETS[dataset].load()
     within("train_size + val_size", train_size + val_size, 0, len(train_y))
     within("test_size", test_size, 0, len(test_y))
@@ -91,16 +94,14 @@ def load_data(
     val, train = order[:val_size], order[val_size:][: train_size or None]
     test = stratified_order(test_y)[: test_size or None]
 
-    clean = torch.from_numpy(train_y[train])
-    confusions = torch.tensor(DATASETS[dataset].confusions or [(k + 1) % classes for k in range(classes)])
-    noisy = noisy_labels(clean, classes, noise, noise_rate, seed=seed, confusions=confusions)
-
     def split(images, y, index):
         y = torch.from_numpy(y[index])
         return Split(torch.from_numpy(images[index]), y, y)
 
-    train_split = replace(split(train_images, train_y, train), y=noisy)
-    return Data(train_split, split(train_images, train_y, val), split(test_images, test_y, test))
+    noisy = planted(split(train_images, train_y, train), DATASETS[dataset], noise, noise_rate, seed=seed)
+    if folds > 1:
+        noisy = noisy[torch.arange(len(noisy)) % folds != fold]
+    return Data(noisy, split(train_images, train_y, val), split(test_images, test_y, test))
 
 
 def stratified_order(y: np.ndarray) -> np.ndarray:
@@ -114,28 +115,58 @@ def stratified_order(y: np.ndarray) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def noisy_labels(y: Tensor, classes: int, kind: str, rate: float, *, seed: int, confusions: Tensor) -> Tensor:
-    """Labels y (N,) with int(rate * N) of them, chosen without replacement, drawn again by NOISES[kind].
+def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:
+    """The split with int(rate * N) of its N samples, chosen without replacement, spoilt by NOISES[kind].
 
-    'symmetric' draws from all K classes, the true one included, as the released code: rate * (K-1)/K end up wrong.
-    'symmetric_wrong' draws from the K-1 wrong classes, as Theorem 2. 'class_dependent' takes the one class that
-    confusions (K,) names for the true one. Raises UsageError for an unknown kind or a rate outside [0, 1].
+    Raises UsageError for an unknown kind or a rate outside [0, 1].
     """
     one_of("noise", kind, NOISES)
     within("noise_rate", rate, 0, 1)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(y), generator=generator)[: int(rate * len(y))]
-    noisy = y.clone()
-    noisy[chosen] = NOISES[kind](y[chosen], classes, generator, confusions)
-    return noisy
+    chosen = torch.randperm(len(split), generator=generator)[: int(rate * len(split))]
+    images, y = split.images.clone(), split.y.clone()
+    images[chosen], y[chosen] = NOISES[kind](images[chosen], y[chosen], dataset, generator)
+    return Split(images, y, split.y_clean)
 
 
+def symmetric(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """Labels drawn from all K classes, the true one included, as released: rate * (K-1)/K of all end up wrong."""
+    return images, torch.randint(dataset.classes, y.shape, generator=generator)
+
+
+def symmetric_wrong(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """Labels drawn from the K-1 wrong classes, as in Theorem 2."""
+    return images, (y + torch.randint(1, dataset.classes, y.shape, generator=generator)) % dataset.classes
+
+
+def class_dependent(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """The one class that the dataset names as the true one's confusion."""
+    return images, torch.tensor(dataset.confusions or [(k + 1) % dataset.classes for k in range(dataset.classes)])[y]
+
+
+def gaussian(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """Images of Gaussian noise with the dataset's mean and std of each channel; labels kept (Zhang et al. 2017)."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    drawn = torch.randn(images.shape, generator=generator) * std + mean
+    return (drawn * 255).clamp(0, 255).to(torch.uint8), y
+
+
+def random_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """Each image's pixels in an order of its own, all channels alike; labels kept (Zhang et al. 2017)."""
+    order = torch.rand(len(images), 1, images[0, 0].numel(), generator=generator).argsort(2)
+    return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), y
+
+
+def shuffled_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+    """All images' pixels in one random order; labels kept (Zhang et al. 2017)."""
+    order = torch.randperm(images[0, 0].numel(), generator=generator)
+    return images.flatten(2)[:, :, order].view_as(images), y
+
+
+# What can be wrong with a training sample: its label, or its image.
 NOISES: dict[str, Callable] = {
-    "symmetric": lambda y, classes, generator, _: torch.randint(classes, y.shape, generator=generator),
-    "symmetric_wrong": lambda y, classes, generator, _: (
-        (y + torch.randint(1, classes, y.shape, generator=generator)) % classes
-    ),
-    "class_dependent": lambda y, classes, generator, confusions: confusions[y],
+    noise.__name__: noise
+    for noise in (symmetric, symmetric_wrong, class_dependent, gaussian, random_pixels, shuffled_pixels)
 }
 
 

@@ -15,18 +15,28 @@ class InvalidExample(RuntimeError):
     """An attack returned an image outside its ball or outside [0, 1]: its result would be worth nothing."""
 
 
-@torch.no_grad()
 def correct(
     model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None, speed="fast"
 ) -> Tensor:
     """Whether each image is classified as its label, (N,) bool on the CPU; attacked first where attack is given.
 
-    x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy (the model itself with speed
-    'plain') in fp32, and only an example that the model itself misclassifies in fp32, TF32 off, counts against it. The
-    attack's random numbers depend only on an image's place in x. Raises UsageError, before the first attack step, for
-    a model or images that cannot be judged (see refuse), InvalidExample where the attack breaks its own rules.
+    Arguments, and what is raised, as of outputs(). Only an example that the model itself misclassifies counts.
     """
-    flags = []
+    return (outputs(model, x, y, attack, classes=classes, speed=speed)[1].argmax(1) == y).cpu()
+
+
+@torch.no_grad()
+def outputs(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None, speed="fast"
+) -> tuple[Tensor, Tensor]:
+    """The images, attacked where attack is given, and the model's logits (N, K) on them.
+
+    x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy (the model itself with speed
+    'plain') in fp32, the logits are the model's own in fp32, TF32 off. The attack's random numbers depend only on an
+    image's place in x. Raises UsageError, before the first attack step, for a model or images that cannot be judged
+    (see refuse), InvalidExample where the attack breaks its own rules.
+    """
+    shown, logits = [], []
     with untouched(model), exact_fp32():
         refuse(model, x, y, classes)
         size = getattr(attack, "batch_size", 500)
@@ -38,8 +48,9 @@ def correct(
                 attacked = attack(target, images, labels, generator)
                 verify(images, attacked, attack.eps)
                 images = attacked
-            flags.append(model(images).argmax(1) == labels)
-    return torch.cat(flags).cpu()
+            shown.append(images)
+            logits.append(model(images))
+    return torch.cat(shown), torch.cat(logits)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, **settings) -> float:

@@ -1,6 +1,7 @@
 """Networks for 32x32 (and 8x8) images: input in [0, 1] as (N, C, H, W), output raw logits (N, K)."""
 
 import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from sglrlib.checks import one_of
 def build_model(arch: str, classes: int, shape: tuple[int, int, int], *, normalise=None, seed: int = 0) -> nn.Module:
     """A freshly initialised network; the same seed gives the same weights and touches no other random stream.
 
-    arch is a name of MODELS; 'cnn16' and 'wrn34_10' stand for any width, and any depth and width.
+    arch is a name of MODELS; 'cnn16', 'bn_cnn16' and 'wrn34_10' stand for any width, and any depth and width.
     shape is (C, H, W). normalise is None or (mean, std) per channel, applied inside the model.
     Raises UsageError for an unknown arch.
     """
@@ -48,19 +49,18 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
-def cnn(width: int, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """Three 3x3 convolutions (w, 2w, 4w channels; strides 1, 2, 2) and a linear layer; no BatchNorm.
+def cnn(width: int, *, classes: int, shape: tuple[int, int, int], norm: bool = False) -> nn.Module:
+    """Three 3x3 convolutions (w, 2w, 4w channels; strides 1, 2, 2) and a linear layer; with norm also BatchNorm.
 
     Small enough for a laptop's CPU, and without BatchNorm it memorises wrong labels within tens of epochs.
     """
     channels, height, width_px = shape
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(4 * width * -(-height // 4) * -(-width_px // 4), classes),
-    )  # fmt: skip
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU()]
+        if norm:
+            layers.insert(-1, nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * -(-height // 4) * -(-width_px // 4), classes))
 
 
 def cifar_resnet(block, layers: list[int], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -127,9 +127,10 @@ def _resnet(block, layers):
     return lambda **kwargs: cifar_resnet(block, layers, **kwargs)
 
 
-FAMILIES = {r"cnn(\d{1,4})": cnn, r"wrn(\d{1,3})_(\d{1,2})": wide_resnet}
+FAMILIES = {r"cnn(\d{1,4})": cnn, r"bn_cnn(\d{1,4})": partial(cnn, norm=True), r"wrn(\d{1,3})_(\d{1,2})": wide_resnet}
 MODELS = {
     "cnn16": (cnn, [16]),
+    "bn_cnn16": (partial(cnn, norm=True), [16]),
     "resnet18": (_resnet(resnet.BasicBlock, [2, 2, 2, 2]), []),
     "resnet34": (_resnet(resnet.BasicBlock, [3, 4, 6, 3]), []),
     "resnet50": (_resnet(resnet.Bottleneck, [3, 4, 6, 3]), []),

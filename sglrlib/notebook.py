@@ -1,14 +1,18 @@
 """A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
 
 import ast
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
+import joblib
 from IPython import get_ipython
 
 from sglrlib import results, runs
 from sglrlib.checks import one_of, same_type, within
-from sglrlib.config import DEFAULTS, RunConfig, default_scale, row_recipe
+from sglrlib.config import DEFAULTS, RunConfig
+from sglrlib.labels import LABELS
+from sglrlib.recipes import default_scale, row_recipe
 from sglrlib.results import Result
 
 
@@ -66,26 +70,67 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def collect(
-    configs: list[RunConfig], attacks: Iterable[str], own: SimpleNamespace, source: RunConfig | None = None, **how
-) -> dict[str, list[Result]]:
-    """Title -> results, one a seed: run, or only shown where own.train is False; published where own.publish says so.
+def rules(text: str) -> list[str]:
+    """Label rules from a parameter: '' is the paper's three as far as there are such, 'all' every one of LABELS.
 
-    How far each run is, and which is missing, is printed. With a source, the attacks are made on its network instead.
-    how goes to runs.run() or runs.transfer().
+    Raises UsageError for an unknown one.
+    """
+    if text in ("", "all"):
+        return [rule for rule in (LABELS if text else ("hard", "smooth", "self_guided")) if rule in LABELS]
+    for name in names_in(text):
+        one_of("labels", name, LABELS)
+    return names_in(text)
+
+
+def collect(
+    configs: list[RunConfig], attacks: Iterable[str], own: SimpleNamespace, job: Callable = runs.run, **how
+) -> dict[str, list[Result]]:
+    """Title -> results, one a seed: see gather(), which this calls."""
+    found = {}
+    for result in gather(configs, own, job, attacks=attacks, **how):
+        found.setdefault(result.config.title, []).append(result)
+    return found
+
+
+def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = runs.run, **how) -> list[Result]:
+    """The result of each configuration by job(config, **how), a function of sglrlib.runs; those missing are left out.
+
+    They are run, or only shown where own.train is False, and published where own.publish says so. How far each run is,
+    and which is missing, is printed. Several runs to train share the cores of a CPU, one on each.
     """
     how |= dict(train_missing=own.train, device=own.device, speed=own.speed)
-    found = {}
+    configs = list({config.id: config for config in configs}.values())
+    if own.train and runs.pick_device(own.device) == "cpu":
+        side_by_side([config for config in configs if results.stored(config) is None], job, how)
+    found = []
     for config in configs:
-        arguments = (config, attacks) if source is None else (config, source, attacks)
-        result = (runs.transfer if source else runs.run)(*arguments, **how)
+        result = job(config, **how)
         if result is None:
             print(f"missing: {config.id} (train = False)")
             continue
-        found.setdefault(config.title, []).append(result)
+        found.append(result)
         if own.publish:
             results.publish(result)
     return found
+
+
+def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> None:
+    """Do several jobs at once, one on each core; nothing where there is but one job or core."""
+    together = min(len(configs), joblib.cpu_count())
+    if together < 2:
+        return
+    print(f"{len(configs)} runs, {together} at a time; each writes how far it is to log.jsonl in its folder of runs/")
+    started = time.monotonic()
+    with joblib.parallel_config("loky", n_jobs=together, inner_max_num_threads=1):
+        done = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(quiet)(job, c, how) for c in configs)
+        for number, title in enumerate(done, 1):
+            print(f"{number} of {len(configs)} done after {time.monotonic() - started:.0f} s: {title}")
+
+
+def quiet(job: Callable, config: RunConfig, how: dict) -> str:
+    """Do a job without a word; returns whose it was."""
+    job(config, say=lambda text: None, **how)
+    return f"{config.title} seed {config.seed}"
 
 
 def describe_results(found: dict[str, list[Result]], wanted: int) -> str:
@@ -101,11 +146,13 @@ def describe_results(found: dict[str, list[Result]], wanted: int) -> str:
     return "\n".join(lines)
 
 
-def figure_name(stem: str, configs: list[RunConfig], rows: Iterable[str], scale: str) -> str:
-    """stem_dataset_scale where configs are those rows as the recipe has them; else the last one's hash is added."""
+def figure_name(stem: str, configs: list[RunConfig], rows: Iterable[str], scale: str, **own) -> str:
+    """stem_dataset_scale where configs are those rows as the recipe, with a notebook's own changes, has them; else the
+    last one's hash is added.
+    """
     c = configs[-1]
     name = f"{stem}_{c.dataset}_{scale or default_scale(c.dataset)}"
-    as_they_stand = {row_recipe(row, c.dataset, scale, seed=x.seed).id for row in rows for x in configs}
+    as_they_stand = {row_recipe(row, c.dataset, scale, seed=x.seed, **own).id for row in rows for x in configs}
     return name if {x.id for x in configs} == as_they_stand else f"{name}_{c.id.rsplit('-', 1)[1]}"
 
 

@@ -1,13 +1,16 @@
 """The figures: one style, one colour per method everywhere, PNG for the page and PDF for the paper."""
 
 import statistics
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from sglrlib import paths
 from sglrlib.config import RunConfig
+from sglrlib.diagnostics import reliability
 from sglrlib.results import CHECKPOINTS, Result
 from sglrlib.tables import column_title, paper_place, paper_value
 
@@ -22,42 +25,142 @@ COLOURS = {
     "KD-SWA": _PALETTE[9],
     "TRADES": _PALETTE[4],
     "TRADES+SGLR": _PALETTE[2],
+    "Standard": _PALETTE[7],  # grey
 }
-OTHER = _PALETTE[7]  # grey: a method that is in none of the paper's tables
-MARKERS = dict(zip(COLOURS, "osD^vPXp*", strict=True))  # for those who cannot tell the colours apart
+OTHER = _PALETTE[7]  # a method that is in none of the paper's tables
+MARKERS = dict(zip(COLOURS, "osD^vPXp*h", strict=True))  # for those who cannot tell the colours apart
+
+
+def grid(rows: int, columns: int, height: float = 2.9, **how) -> tuple[Figure, np.ndarray]:
+    """A figure of a page's width and its axes (rows, columns); how is passed to plt.subplots()."""
+    sns.set_theme("paper", "ticks", "colorblind")
+    size = (7.0, height)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **how)
+    for axis in axes.flat:
+        sns.despine(ax=axis)
+    return figure, axes
+
+
+def lines(axis, results: dict[str, list[Result]], styles: dict[str, str], *, best: str = "") -> None:
+    """Columns of the curve over epochs: one colour a label of results, styles: column -> matplotlib's line style.
+
+    results: label -> its runs, one a seed; several are drawn as their mean with a band from lowest to highest. On
+    columns whose name starts with best a dot marks the first seed's best epoch.
+    """
+    for label, runs in results.items():
+        colour = colour_of(label, results)
+        for column, style in styles.items():
+            epochs = [row["epoch"] for row in runs[0].curve]
+            values = np.array([[value(row, column) for row in run.curve] for run in runs])
+            mean = values.mean(0)
+            axis.plot(epochs, mean, style, color=colour, lw=1.2)
+            if len(runs) > 1:
+                axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+            if best and column.startswith(best):
+                epoch = runs[0].best_epoch
+                axis.plot(epoch, mean[epoch - 1], "o", color=colour, mec="white", ms=6, zorder=5)
+
+
+def value(row: dict, column: str) -> float:
+    """A column of an epoch's row; 'a - b' is the difference of two."""
+    more, _, less = column.partition(" - ")
+    return row[more] - (row[less] if less else 0)
+
+
+def colour_of(label: str, among: Iterable[str] = ()) -> tuple:
+    """The colour of a method; shades of it for several of one method, such as 'PGD-AT, cosine'; others in a scale."""
+    if label in COLOURS:
+        return COLOURS[label]
+    among, method = list(among), label.split(",")[0]
+    if method in COLOURS:
+        shades = [other for other in among if other.startswith(f"{method},")] or [label]
+        shades = [method, *shades] if method in among else shades
+        return sns.blend_palette([COLOURS[method], "black"], len(shades) + 1)[shades.index(label)]
+    others = [other for other in among if other.split(",")[0] not in COLOURS] or [label]
+    return sns.color_palette("viridis", len(others))[others.index(label)]
+
+
+def legend(
+    figure: Figure, results: Iterable[str], styles: dict[str, str], *, best: str = "", ncols: int = 5, names=None
+) -> None:
+    """One legend below all axes: a colour for each label of results, a line for each style, the dot of the best epoch.
+
+    styles: what a line style stands for -> the style. names: what a label is called here, where not by itself.
+    """
+    labels, names = list(results), names or {}
+    handles = [
+        plt.Line2D([], [], color=colour_of(label, labels), lw=2, label=names.get(label, label)) for label in labels
+    ]
+    handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.2, label=text) for text, style in styles.items()]
+    if best:
+        handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6, label=best))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=7)
+
+
+def over_epochs(
+    results: dict[str, list[Result]], panels: dict[str, dict[str, str]], styles: dict[str, str], *, best: str = "",
+    log: Iterable[str] = (),
+) -> Figure:  # fmt: skip
+    """Panels of curves side by side, three to a row: an axis's label -> columns of the curve and their styles.
+
+    styles says what a line style stands for in the legend; log names the panels with a logarithmic axis. The
+    learning-rate drops and the start of refinement are marked.
+    """
+    rows = -(-len(panels) // 3)
+    figure, axes = grid(rows, min(len(panels), 3), 0.8 + 2.2 * rows, sharex=True)
+    for axis, (title, columns) in zip(axes.flat, panels.items(), strict=False):
+        lines(axis, results, columns, best=best)
+        for_phases = [runs[0].config for runs in results.values()]
+        mark_phases(
+            axis, max(for_phases, key=lambda config: (len(config.drop_epochs), "refine_start" in config.as_dict()))
+        )
+        axis.set_ylabel(title)
+        if title in log:
+            axis.set_yscale("log")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes.flat[: len(panels)][-axes.shape[1] :]:
+        axis.set_xlabel("Epoch")
+        axis.tick_params(labelbottom=True)
+    marked = "best epoch" if max(map(len, results.values())) == 1 else "best epoch, first seed"
+    legend(figure, results, styles, best=marked if best else "")
+    figure.suptitle(headline(next(iter(results.values()))), fontsize=8)
+    return figure
 
 
 def learning_curves(results: dict[str, list[Result]]) -> Figure:
-    """Robust and natural accuracy over epochs, train dashed and test solid, one colour per method.
+    """Robust and natural accuracy over epochs, train dashed and test solid, one colour per method."""
+    panels = {
+        f"{kind.capitalize()} accuracy (%)": {f"train_{kind}": "--", f"test_{kind}": "-"}
+        for kind in ("robust", "natural")
+    }
+    return over_epochs(results, panels, dict(train="--", test="-"), best="test")
 
-    results: the paper's name of a method -> its runs, one a seed. Several seeds are drawn as their mean with a band
-    from lowest to highest. The learning-rate drops and the start of refinement are marked, and the first seed's best
-    epoch by a dot.
+
+def calibration(results: dict[str, list[Result]], attacks: Iterable[str], which: str = "last") -> Figure:
+    """Above, reliability diagrams of a checkpoint under each attack; below, the density of the labelled class's
+    probability. One colour a method, the first seed's.
     """
-    sns.set_theme("paper", "ticks", "colorblind")
-    figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.1), sharex=True, layout="constrained")
-    for axis, kind in zip(axes, ("robust", "natural"), strict=True):
+    attacks = list(attacks)
+    figure, axes = grid(2, len(attacks), 4.2, sharex=True)
+    for (top, bottom), attack in zip(axes.T, attacks, strict=True):
+        top.plot([0, 1], [0, 1], color="0.6", lw=0.9, zorder=0)
         for label, runs in results.items():
-            colour = COLOURS.get(label, OTHER)
-            for split, style in (("train", "--"), ("test", "-")):
-                epochs = [row["epoch"] for row in runs[0].curve]
-                values = [[row[f"{split}_{kind}"] for row in run.curve] for run in runs]
-                mean = [sum(column) / len(runs) for column in zip(*values, strict=True)]
-                axis.plot(epochs, mean, style, color=colour, lw=1.2, label=f"{label}, {split}")
-                if len(runs) > 1:
-                    low, high = zip(*((min(c), max(c)) for c in zip(*values, strict=True)), strict=True)
-                    axis.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
-                if split == "test":
-                    epoch = runs[0].best_epoch
-                    axis.plot(epoch, mean[epoch - 1], "o", color=colour, mec="white", ms=6, zorder=5)
-        mark_phases(axis, list(results.values())[-1][0].config)
-        axis.set(xlabel="Epoch", ylabel=f"{kind.capitalize()} accuracy (%)")
-        sns.despine(ax=axis)
-    handles, labels = axes[0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6))
-    best = "best epoch" if max(map(len, results.values())) == 1 else "best epoch, first seed"
-    figure.legend(handles, [*labels, best], loc="outside lower center", ncols=5, frameon=False, fontsize=7)
-    figure.suptitle(headline(next(iter(results.values()))), fontsize=8)
+            highest, labelled, right = runs[0].confidence(which, attack)
+            count, confidence, accuracy = reliability(highest, right)
+            colour, marker = colour_of(label, results), MARKERS.get(label, "h")
+            top.plot(confidence[count > 0], accuracy[count > 0], f"-{marker}", color=colour, ms=3.5, lw=1)
+            bottom.hist(labelled, 20, (0, 1), density=True, histtype="step", color=colour, lw=1.3)
+        title = "no attack" if attack == "natural" else column_title(attack)
+        top.set(title=f"{title}, n = {len(right)}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        bottom.set_yscale("log")
+        top.set_xlabel("Confidence")
+        top.tick_params(labelbottom=True)
+        bottom.set_xlabel("Probability of the label")
+    axes[0, 0].set_ylabel("Accuracy")
+    axes[1, 0].set_ylabel("Density")
+    legend(figure, results, {"perfectly calibrated": "-"})
+    figure.suptitle(f"{headline(next(iter(results.values())))}; {which} checkpoint", fontsize=8)
     return figure
 
 
@@ -143,14 +246,11 @@ def arrow(axis, title: str, best: list[float], last: list[float], *, filled: boo
 def headline(runs: list[Result]) -> str:
     """What was run, on one line: dataset, network, budget, planted noise, images and seeds."""
     config = runs[0].config
-    noise = (
-        f"{config.noise_rate:.0%} of the training labels replaced at random"
-        if config.noise_rate
-        else "no planted noise"
-    )
-    n = runs[0].sizes["test"]
+    noise = f"{config.noise_rate:.0%} of the training labels drawn anew" if config.noise_rate else "no planted noise"
+    n, attacked = runs[0].sizes["test"], config.attacked_size
+    n = f"{n} test images" + (f", {attacked} attacked over epochs" if 0 < attacked < n else "")
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"
-    return f"{config.dataset}, {config.arch}, eps = {config.eps_255}/255, {noise}; {n} test images, {seeds}"
+    return f"{config.dataset}, {config.arch}, eps = {config.eps_255}/255, {noise}; {n}, {seeds}"
 
 
 def mark_phases(axis, config: RunConfig) -> None:

@@ -50,6 +50,13 @@ class Result:
         """
         return unpack(self.evaluations[which][column]["flags"])
 
+    def confidence(self, which: str, attack: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What runs.confidences() found on n test images, natural or under an attack: the highest probability of each,
+        the probability of its label, both (n,) float64, and whether the two are one, (n,) bool.
+        """
+        entry = self.evaluations[which][f"confidence {attack}"]
+        return unpack_shares(entry["highest"]), unpack_shares(entry["labelled"]), unpack(entry["flags"])
+
     def n(self, column: str) -> int:
         """The number of test images behind an accuracy."""
         return min(len(self.flags(which, column)) for which in CHECKPOINTS)
@@ -111,3 +118,13 @@ def unpack(text: str) -> Tensor:
     """What pack() packed."""
     n, bits = text.split(":")
     return torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(n)).astype(bool))
+
+
+def pack_shares(values: Tensor) -> str:
+    """Numbers (n,) from 0 to 1 as short text: 16 bits each, in base64."""
+    return base64.b64encode((values.double() * 65535).round().numpy().astype("<u2")).decode()
+
+
+def unpack_shares(text: str) -> Tensor:
+    """What pack_shares() packed, to within 1 / 131,070."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<u2") / 65535)

@@ -18,10 +18,10 @@ from sglrlib.attacks import AFTER, Transfer, chain, named_attack
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.data import DATASETS, Split
-from sglrlib.evaluate import correct, withstood
+from sglrlib.evaluate import correct, outputs, withstood
 from sglrlib.log import Log, provenance, where
 from sglrlib.paths import RUNS
-from sglrlib.results import CHECKPOINTS, Result, stored
+from sglrlib.results import CHECKPOINTS, Result, pack_shares, stored
 from sglrlib.sanity import Check, suspect
 from sglrlib.train import best_epoch, run_data, run_model, train
 
@@ -34,7 +34,7 @@ def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), **how) -> Resul
     loads. how is passed to obtain(). Raises UsageError, before any work starts, for a name or value that cannot be.
     """
     eps, step = config.eps_255 / 255, config.step_255 / 255
-    columns = [column for attack in attacks for column in chain(attack)]
+    columns = ["natural", *(column for attack in attacks for column in chain(attack))]
     return obtain(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
 
 
@@ -66,6 +66,18 @@ def transfer(
 def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
     """The column of an attack made on another run's network: attack, architecture, checkpoint and hash of that run."""
     return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
+
+
+def confidences(config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"), **how) -> Result | None:
+    """run(), with the probabilities that both checkpoints give to the test images, see Result.confidence().
+
+    Every image is attacked here, also one that is misclassified as it is. Raises UsageError as run() does.
+    """
+    eps, step = config.eps_255 / 255, config.step_255 / 255
+    for name in attacks:
+        chain(name)
+    columns = {f"confidence {a}": None if a == "natural" else partial(named_attack, a, eps, step) for a in attacks}
+    return obtain(config, dict(natural=None) | columns, **how)
 
 
 def obtain(
@@ -119,7 +131,9 @@ def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Calla
     )
 
 
-def judged(result: Result, which: str, test: Split, columns: dict[str, Callable], images, device, speed, say) -> Result:
+def judged(
+    result: Result, which: str, test: Split, columns: dict[str, Callable | None], images, device, speed, say
+) -> Result:
     """The result with the columns of a checkpoint that it lacked; written after each of them."""
     config, model = result.config, None
     for column, build in columns.items():
@@ -130,18 +144,29 @@ def judged(result: Result, which: str, test: Split, columns: dict[str, Callable]
         model = model or load_model(config, which, device)
         x, y = test.x(slice(n)), test.y[:n]
         how = dict(classes=DATASETS[config.dataset].classes, speed=speed)
+        more = {}
         if column == "natural":
             flags = correct(model, x, y, **how)
+        elif column.startswith("confidence "):
+            flags, more = confidence(model, x, y, build() if build else None, **how)
         else:
             before = result.flags(which, AFTER.get(column, "natural"))[:n]
             flags = withstood(model, x, y, build(), before, **how)
         seconds = round(time.perf_counter() - started, 2)
-        result = result.with_flags(which, column, flags, seconds=seconds, **where(device, speed))
+        result = result.with_flags(which, column, flags, **more, seconds=seconds, **where(device, speed))
         results.write(RUNS / config.id / "result.json", result)
-        if column != "natural":
+        if not column.endswith("natural"):
             stand = f"{flags.sum()} of {n} images stand, {seconds:.0f} s"
             say(f"{config.title} seed {config.seed}, {which}: {column}, {stand}")
     return result
+
+
+def confidence(model: nn.Module, x, y, attack: Callable | None, **how) -> tuple[torch.Tensor, dict[str, str]]:
+    """Flags as of correct(), and the packed probabilities that Result.confidence() unpacks."""
+    probabilities = outputs(model, x, y, attack, **how)[1].double().softmax(1)
+    highest, predicted = probabilities.max(1)
+    labelled = probabilities.gather(1, y[:, None])[:, 0]
+    return (predicted == y).cpu(), dict(highest=pack_shares(highest.cpu()), labelled=pack_shares(labelled.cpu()))
 
 
 def suspected(config: RunConfig, which: str = "best", *, images=200, device="") -> list[Check]:
@@ -166,6 +191,11 @@ def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+def holds(config: RunConfig) -> bool:
+    """Whether this machine holds the checkpoints of a run."""
+    return (RUNS / config.id / "last.pt").exists()
+
+
 def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Module:
     """A finished run's network in eval mode: images (N, C, H, W) in [0, 1] in, logits (N, K) out.
 
@@ -173,7 +203,7 @@ def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Modul
     """
     one_of("which", which, CHECKPOINTS)
     folder = RUNS / config.id
-    if not (folder / "last.pt").exists():
+    if not holds(config):
         raise UsageError(f"{config.id} has no checkpoint in {RUNS}: weights are not committed, run() it first.")
     model = run_model(config)
     model.load_state_dict(checkpoint.weights(folder, which))

@@ -12,7 +12,7 @@ from torch import Tensor
 from sglrlib.paths import PAPER
 from sglrlib.results import Result
 
-TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf", "square": "Square"}
+TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf"}
 CHECKPOINTS = {"best": "best", "final": "last"}  # the paper's word -> ours
 ROUNDING = 0.11  # how far the difference of two rounded numbers may be from the rounded difference
 
@@ -20,9 +20,10 @@ ROUNDING = 0.11  # how far the difference of two rounded numbers may be from the
 def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: str = "resnet18") -> float | None:
     """A number of the paper's tables, in the paper's unit, or None where it reports none.
 
-    row as in Result's title; column 'natural', 'pgd_20' or 'autoattack'; checkpoint 'best', 'final' or 'diff'.
+    row as in Result's title; column such as 'natural' or 'pgd_20'; checkpoint 'best', 'final' or 'diff'. Where the
+    paper does not name the model or the checkpoint, they are ''.
     """
-    paper = pd.read_csv(PAPER)
+    paper = pd.read_csv(PAPER, keep_default_na=False)
     found = paper.query("dataset == @dataset and model == @model and row == @row and column == @column")
     values = found.loc[found.checkpoint == checkpoint, "value"]
     return None if values.empty else float(values.iloc[0])
@@ -124,16 +125,17 @@ def overview(runs: dict[str, list[Result]], columns: Iterable[str]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float], digits: int = 1) -> str:
     """'51.0 ± 1.0', or '51.0' for a single value."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def column_title(column: str) -> str:
     """A column's name as people write it: 'PGD-20', 'AutoAttack', 'PGD-10 from resnet34'."""
     attack, *source = column.split(" ")
-    title = TITLES.get(attack, attack.upper().replace("_STEP_", ", step ").replace("_", "-"))
+    name = attack.capitalize() if attack.startswith("square") else attack.upper()
+    title = TITLES.get(attack, name.replace("_STEP_", ", step ").replace("_", "-"))
     return " ".join([title, *source[:2]])  # without the source's checkpoint and hash
 
 
@@ -207,6 +209,11 @@ def masking_claims(runs: list[Result], columns: Iterable[str]) -> str:
         for column in columns
         for which in ("best", "final")
     )
+
+
+def judge(text: str, differences: list[float], errors: list[float], of: str) -> str:
+    """A claim that the mean of differences, one a seed, is positive, with its verdict (see there), and of what."""
+    return f"{text}: {verdict(differences, errors)} ({of})"
 
 
 def differences(ones: list[Result], others: list[Result], checkpoint: str, column: str) -> list[Tensor]:

@@ -7,16 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sglrlib import checkpoint
-from sglrlib.attacks import untouched
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, Data, Split, load_data
-from sglrlib.evaluate import accuracy
+from sglrlib.data import DATASETS, Data, load_data
 from sglrlib.fast import attack_target
 from sglrlib.labels import LABELS
+from sglrlib.measure import accuracies, diagnose, eval_logits, look
 from sglrlib.methods import METHODS, adversarial_weights
 from sglrlib.models import build_model
 
@@ -49,6 +48,7 @@ def train(
     if config.swa_start < 1:
         parts["averaged"] = AveragedModel(model)
     curve = checkpoint.restore(folder / "last.pt", parts, device)
+    record = partial(diagnose, config, run_model(config).to(device), labels, method, teachers, data)
     target = attack_target(model, "plain" if config.attack_mode == "train" else speed, config.precision)
 
     for epoch in range(len(curve) + 1, config.epochs + 1):
@@ -82,7 +82,8 @@ def train(
             judged = parts["averaged"].module
             parts["averaged"].update_parameters(model)
             update_bn(data.train.batches(config.batch_size, generator, config.augment), judged)  # re-estimated, clean
-        curve.append(row | measure(config, judged, data, speed))
+        views = look(config, judged, data, speed)
+        curve.append(row | accuracies(views) | record(judged, views, clean_pass))
         checkpoint.save_epoch(folder, parts, judged, curve, best_epoch(curve, config))
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
 
@@ -91,7 +92,7 @@ def run_data(config: RunConfig) -> Data:
     """The splits that a run trains and is measured on, on the CPU."""
     return load_data(
         config.dataset, train_size=config.train_size, val_size=config.val_size, test_size=config.test_size,
-        noise=config.noise, noise_rate=config.noise_rate, seed=config.seed,
+        noise=config.noise, noise_rate=config.noise_rate, seed=config.seed, folds=config.folds, fold=config.fold,
     )  # fmt: skip
 
 
@@ -113,31 +114,12 @@ def training_attack(config: RunConfig) -> Callable:
     )  # fmt: skip
 
 
-@torch.no_grad()
-def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) of a model in eval mode, whose own mode is restored."""
-    with untouched(model):
-        return model(x)
-
-
 def clean_pass_mode(config: RunConfig, epoch: int) -> str:
     """The BatchNorm mode of the clean forward pass in this epoch, 'none' where it is not made."""
     refining = epoch >= config.first_refined
     needed = LABELS[config.labels].needs_clean and refining
     modes = dict(needed="train" if needed else "none", always="train" if refining else "none")
     return (modes | dict(eval="eval" if needed else "none"))[config.clean_pass]
-
-
-def measure(config: RunConfig, model: nn.Module, data: Data, speed: str) -> dict[str, float]:
-    """Natural and robust accuracy (%) on a train subset (assigned labels), validation and test, for the curve."""
-    attack = config.attack(steps=config.eval_steps)
-    splits: dict[str, Split] = dict(train=data.train.first(config.train_eval_size), val=data.val, test=data.test)
-    return {
-        f"{name}_{kind}": accuracy(model, split.x(), split.y, how, speed=speed)
-        for name, split in splits.items()
-        if len(split)
-        for kind, how in (("natural", None), ("robust", attack))
-    }
 
 
 def best_epoch(curve: list[dict], config: RunConfig) -> int:

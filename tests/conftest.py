@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sglrlib import results, runs
-from sglrlib.config import recipe
+from sglrlib.recipes import recipe
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 SMALL = dict(train_size=60, val_size=30, test_size=40, train_eval_size=20, epochs=4, eval_steps=2, attack_steps=2)

@@ -4,11 +4,12 @@ import json
 import pytest
 
 from sglrlib.checks import UsageError
-from sglrlib.config import PAPER_ROWS, RECIPES, ROWS, default_scale, make_config, recipe, row_recipe
+from sglrlib.config import make_config
 from sglrlib.labels import LABELS, VARIANTS
 from sglrlib.methods import METHODS
 from sglrlib.notebook import read
 from sglrlib.paths import PAPER
+from sglrlib.recipes import PAPER_ROWS, RECIPES, ROWS, default_scale, recipe, row_recipe
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

@@ -6,9 +6,9 @@ import torch
 from sglrlib import checkpoint
 from sglrlib.attacks import PGD
 from sglrlib.autoattack import Part
-from sglrlib.config import PAPER_ROWS, ROWS
 from sglrlib.evaluate import correct
 from sglrlib.models import build_model
+from sglrlib.recipes import PAPER_ROWS, ROWS
 from sglrlib.runs import run
 from sglrlib.train import train
 

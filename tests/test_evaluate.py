@@ -14,10 +14,11 @@ from sglrlib import runs
 from sglrlib.attacks import PGD, Transfer, chain
 from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
-from sglrlib.evaluate import InvalidExample, correct, exact_fp32, verify, withstood
+from sglrlib.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
 from sglrlib.fast import Itself
 from sglrlib.models import build_model
 from sglrlib.paths import RESULTS
+from sglrlib.results import pack_shares, unpack_shares
 from sglrlib.runs import load_model, run
 from sglrlib.sanity import suspect
 from sglrlib.train import run_data
@@ -34,7 +35,7 @@ ITERATIONS, IMAGES, BATCH = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two small nets trained adversarially on digits, one with BatchNorm, and some test images."""
-    from sglrlib.config import recipe
+    from sglrlib.recipes import recipe
 
     out = tmp_path_factory.mktemp("runs")
     nets = []
@@ -331,3 +332,40 @@ def test_probabilities_end_the_checks(trained):
     nets, x, y = trained
     (check,) = suspect(nn.Sequential(nets[0], nn.Softmax(1)), x, y, 20 / 255)
     assert not check.holds and str(check).startswith("SUSPICIOUS")
+
+
+# What a network is confident of.
+
+
+def test_confidences_are_the_networks_probabilities_on_all_images_and_are_kept(small, store):
+    config = small(epochs=8, noise_rate=0.0, train_size=300)
+    result = runs.confidences(config, ["natural", "pgd_5"], **SILENT)
+    test = run_data(config).test
+    attacks = dict(natural=None, pgd_5=PGD(config.eps_255 / 255, config.step_255 / 255, 5))
+    for which in ("best", "last"):
+        for name, attack in attacks.items():
+            highest, labelled, right = result.confidence(which, name)
+            probabilities = outputs(load_model(config, which), test.x(), test.y, attack)[1].double().softmax(1)
+            assert (highest - probabilities.max(1).values).abs().max() <= 1 / 131_070 + 1e-12
+            assert (labelled - probabilities[torch.arange(40), test.y]).abs().max() <= 1 / 131_070 + 1e-12
+            assert torch.equal(right, probabilities.argmax(1) == test.y) and 0 < right.sum() < 40
+        natural, attacked = (result.confidence(which, name)[1] for name in attacks)
+        assert (attacked < natural - 1e-3).double().mean() > 0.9
+        assert (attacked < natural - 1e-3)[~result.flags(which, "natural")].any()  # the misclassified, too
+    assert runs.confidences(config, ["natural", "pgd_5"], say=pytest.fail) == result
+    assert runs.confidences(config, ["pgd_6"], train_missing=False) == result and not result.has("confidence pgd_6")
+    assert runs.confidences(config.but(seed=1), train_missing=False) is None
+
+
+def test_confidences_under_what_is_no_single_attack_are_refused_before_any_work(small, store):
+    for attack, said in (("pgd10", "Did you mean 'pgd_10'"), ("autoattack", "'autoattack' is a cascade")):
+        with pytest.raises(UsageError, match=said):
+            runs.confidences(small(epochs=1), [attack], **SILENT)
+    assert not (store / "runs").exists()
+
+
+def test_shares_are_kept_to_sixteen_bits():
+    values = torch.linspace(0, 1, 10_000, dtype=torch.float64)
+    kept = unpack_shares(pack_shares(values))
+    assert (kept - values).abs().max() <= 1 / 131_070 + 1e-12 and (kept[0], kept[-1]) == (0, 1)
+    assert len(unpack_shares(pack_shares(values[:0]))) == 0

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sglrlib.config import recipe
 from sglrlib.methods import METHODS, PGDAT, TRADES, Distillation, Standard, adversarial_weights, clean_logits
 from sglrlib.models import build_model
+from sglrlib.recipes import recipe
 from sglrlib.train import clean_pass_mode
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sglrlib.config import PAPER_ROWS
 from sglrlib.paths import DATA, ROOT
+from sglrlib.recipes import PAPER_ROWS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAIN, TABLES, BLACK_BOX = (

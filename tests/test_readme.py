@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from sglrlib.config import PAPER_ROWS, row_recipe
 from sglrlib.paths import RESULTS, ROOT
+from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.results import stored
 from sglrlib.tables import beside_paper, claims, overview
 

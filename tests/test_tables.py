@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from sglrlib.config import recipe
 from sglrlib.paths import PAPER
+from sglrlib.recipes import recipe
 from sglrlib.results import Result
 from sglrlib.tables import (
     beside_paper,

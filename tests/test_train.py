@@ -17,11 +17,12 @@ from sglrlib import checkpoint, log, results, runs
 from sglrlib.attacks import PGD
 from sglrlib.checkpoint import CheckpointError
 from sglrlib.checks import UsageError
-from sglrlib.config import ROWS, make_config
+from sglrlib.config import make_config
 from sglrlib.evaluate import accuracy
 from sglrlib.labels import LABELS
 from sglrlib.methods import METHODS, PGDAT, adversarial_weights
 from sglrlib.models import build_model
+from sglrlib.recipes import ROWS
 from sglrlib.results import publish, stored
 from sglrlib.runs import export, load_model, run
 from sglrlib.train import Diverged, best_epoch, run_data, run_model, train, training_attack

@@ -1,0 +1,93 @@
+"""Which runs are made: RECIPES, one row per dataset and scale, and ROWS, those of the paper's tables."""
+
+from sglrlib.checks import one_of
+from sglrlib.config import RunConfig, make_config
+from sglrlib.labels import LABELS, VARIANTS
+
+
+def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+    """The configuration of a dataset at a scale ('' = the dataset's first in RECIPES), some values changed.
+
+    variant is a reading of self-guided refinement, a name of VARIANTS. Raises UsageError as RunConfig does.
+    """
+    one_of("dataset", dataset, RECIPES)
+    if scale:
+        one_of(f"scale (of {dataset})", scale, RECIPES[dataset])
+    one_of("variant", variant, VARIANTS)
+    values = dict(dataset=dataset) | RECIPES[dataset][scale or default_scale(dataset)] | changes
+    reading = VARIANTS[variant] if values.get("labels") == "self_guided" else {}
+    return make_config(**(values | reading | changes))
+
+
+def default_scale(dataset: str) -> str:
+    """The scale that a dataset is run at when none is named: its first row in RECIPES."""
+    return next(iter(RECIPES[dataset]))
+
+
+# The released protocol is RunConfig's defaults. Digits are planted with noise because clean digits have
+# hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds. With
+# seed 1 that network stays at a constant prediction under AWP from the first epoch on, and falls back to one under TE's
+# weight of 300: hence a later start there, and a lower weight.
+RECIPES: dict[str, dict[str, dict]] = {
+    "digits": {
+        "mini": dict(
+            train_size=500, val_size=297, noise_rate=0.3, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
+            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=100,
+            awp_start=0.1, te_weight=100.0,
+        ),
+    },
+    "cifar10": {
+        "paper": dict(augment="crop_flip", val_size=1000),
+        "mini": dict(
+            train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
+            epochs=60, batch_size=64, lr=0.03, weight_decay=0.0, refine_start=0.1, train_eval_size=500, normalise=True,
+        ),
+    },
+}  # fmt: skip
+RECIPES["cifar100"] = RECIPES["cifar10"]
+
+# What the figures over epochs record, and on how many training and test images.
+RECORDED = ("calibration", "gradient_norm", "hessian_trace", "information")
+
+
+def recorded(dataset: str, scale: str = "") -> dict:
+    """The changes to a recipe with which a run records what the paper's figures show over epochs."""
+    size = 200 if dataset == "digits" else 500 if scale == "mini" else 2000
+    return dict(diagnostics=RECORDED, attacked_size=size, train_eval_size=size)
+
+
+# Sweeps over natural accuracy: next to nothing is attacked, train accuracy is of (nearly) all images.
+SWEPT = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=2000)
+
+# The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
+# TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories.
+_METHODS: dict[str, dict] = {
+    "PGD-AT": dict(),
+    "AWP": dict(awp=0.01),
+    "PGD-SWA": dict(swa_start=0.28),
+    "KD-AT": dict(method="kd_at"),
+    "KD-SWA": dict(method="kd_at", swa_start=0.28),
+    "TRADES": dict(method="trades"),
+    "TRADES-AWP": dict(method="trades", awp=0.005, awp_start=0.05),
+    "Standard": dict(method="standard"),
+}
+ROWS: dict[str, dict] = {
+    title + rule.title: changes | dict(labels=name)
+    for title, changes in _METHODS.items()
+    for name, rule in LABELS.items()
+}
+PAPER_ROWS = tuple(row for row in (
+    "PGD-AT", "PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR", "AWP", "KD-AT", "KD-SWA", "TRADES", "TRADES+SGLR",
+) if row in ROWS)  # fmt: skip
+
+
+def row_recipe(row: str, dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+    """recipe() for a name of ROWS, such as 'PGD-AT+SGLR'; what a row is made of changes only the rows made of it.
+
+    So awp = 0.02 changes AWP and leaves PGD-AT as it is. Raises UsageError for an unknown row, suggesting the nearest.
+    """
+    one_of("row", row, ROWS)
+    parts = {name for changed in _METHODS.values() for name in changed} | {"labels"}
+    tuned = {name: value for name, value in changes.items() if name in ROWS[row] and name not in ("method", "labels")}
+    common = {name: value for name, value in changes.items() if name not in parts}
+    return recipe(dataset, scale, variant, **(common | ROWS[row] | tuned))

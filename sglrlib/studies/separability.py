@@ -1,0 +1,94 @@
+"""The slides' t-SNE figure: features of the penultimate layer, drawn, and their separability as numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_samples
+from sklearn.neighbors import NearestNeighbors
+
+from sglrlib import plots
+from sglrlib.config import RunConfig
+from sglrlib.diagnostics import features
+from sglrlib.runs import load_model
+from sglrlib.tables import judge
+from sglrlib.train import run_data
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A run's features of n test images: in the plane (n, 2), and for each image its silhouette (from -1 to 1) and the
+    share of its nearest neighbours that are of its own clean class, both (n,) and both of the features themselves.
+    """
+
+    config: RunConfig
+    y: np.ndarray
+    plane: np.ndarray
+    silhouette: np.ndarray
+    agreement: np.ndarray
+
+
+def embed(config: RunConfig, points: int, which: str = "last", seed: int = 0) -> Embedding:
+    """The embedding of a finished run's checkpoint on its first test images (scikit-learn's TSNE, PCA start).
+
+    Raises UsageError where this machine holds no checkpoint of the run.
+    """
+    test = run_data(config).test.first(points)
+    y, found = test.y_clean.numpy(), features(load_model(config, which), test.x()).numpy()
+    plane = TSNE(perplexity=min(30, (len(y) - 1) / 3), init="pca", random_state=seed).fit_transform(found)
+    neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(found).kneighbors(return_distance=False)
+    agreement = (y[neighbours[:, :NEIGHBOURS]] == y[:, None]).mean(1)
+    return Embedding(config, y, plane, silhouette_samples(found, y), agreement)
+
+
+def figure(embeddings: list[Embedding]) -> Figure:
+    """One panel a run: a row for each noise rate, a column for each label rule; classes named at their medians."""
+    rates = list(dict.fromkeys(e.config.noise_rate for e in embeddings))
+    rules = list(dict.fromkeys(e.config.labels for e in embeddings))
+    drawn, axes = plots.grid(len(rates), len(rules), 0.6 + 2.0 * len(rates))
+    colours = sns.color_palette("husl", int(max(e.y.max() for e in embeddings)) + 1)
+    for e in embeddings:
+        axis = axes[rates.index(e.config.noise_rate), rules.index(e.config.labels)]
+        axis.scatter(*e.plane.T, c=[colours[k] for k in e.y], s=2, lw=0, rasterized=True)
+        for k in np.unique(e.y) if len(colours) <= 10 else []:
+            axis.annotate(str(k), np.median(e.plane[e.y == k], 0), ha="center", va="center", fontsize=8, weight="bold")
+        axis.set(xticks=[], yticks=[], title=f"{e.config.labels.replace('_', '-')}, noise {e.config.noise_rate:.0%}")
+        axis.set_xlabel(f"silhouette {e.silhouette.mean():.2f}, neighbours {e.agreement.mean():.0%}", fontsize=7)
+        sns.despine(ax=axis, left=True, bottom=True)
+    c = embeddings[0].config
+    drawn.suptitle(f"{c.dataset}, {c.arch}, method {c.method}; n = {len(embeddings[0].y)} test images", fontsize=8)
+    return drawn
+
+
+def table(embeddings: list[Embedding]) -> pd.DataFrame:
+    """Mean silhouette and share of neighbours of the same clean class, for each run."""
+    return pd.DataFrame(
+        {
+            "noise": f"{e.config.noise_rate:.0%} {e.config.noise}",
+            "labels": e.config.labels,
+            "silhouette": f"{e.silhouette.mean():.3f}",
+            "neighbours of the class": f"{e.agreement.mean():.1%}",
+            "n": len(e.y),
+        }
+        for e in embeddings
+    )
+
+
+def claims(embeddings: list[Embedding]) -> str:
+    """Whether self-guided labels give the more separable features at each noise rate, by both numbers."""
+    at = {(e.config.noise_rate, e.config.labels): e for e in embeddings}
+    lines = []
+    for (rate, rule), guided in at.items():
+        for rival in ("hard", "smooth") if rule == "self_guided" else ():
+            if other := at.get((rate, rival)):
+                text = f"{rate:.0%} noise: features are more separable with self-guided than with {rival} labels"
+                for name, what in (("silhouette", "silhouette"), ("agreement", "neighbours of the class")):
+                    gain = 100 * (getattr(guided, name) - getattr(other, name))
+                    error = gain.std() / len(gain) ** 0.5
+                    lines.append(judge(text, [gain.mean()], [error], f"{what}, n = {len(gain)} test images, one seed"))
+    return "\n".join(lines)

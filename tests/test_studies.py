@@ -1,0 +1,160 @@
+"""The tables, claims and rules that a single notebook is about, on made-up results whose answer is known."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sglrlib import notebook, plots
+from sglrlib.checks import UsageError
+from sglrlib.labels import LABELS, Hard
+from sglrlib.recipes import recipe, recorded
+from sglrlib.results import Result, pack, pack_shares
+from sglrlib.studies import calibration, overfitting, phases, separability, sweep
+
+
+def result(curve, *, best=1, correct=(90, 80), n=100, confidences=(), **changes) -> Result:
+    """A result with so many of n images correct at best and last, natural and under PGD-20."""
+    config = recipe("digits", **changes)
+    flags = [torch.arange(n) < k for k in correct]
+    evaluations = {
+        which: {column: dict(flags=pack(f)) for column in ("natural", "pgd_20")}
+        for which, f in zip(("best", "last"), flags, strict=True)
+    }
+    for (which, attack), (highest, right) in dict(confidences).items():
+        shares = pack_shares(torch.full((n,), highest))
+        entry = dict(flags=pack(torch.arange(n) < right), highest=shares, labelled=shares)
+        evaluations[which][f"confidence {attack}"] = entry
+    sizes = dict(train=1000, val=10, test=n, wrong_labels=round(900 * config.noise_rate))
+    return Result(config, curve, best, sizes, evaluations, {})
+
+
+def rows(norms, **columns):
+    """A curve with a gradient norm and what else is given, one row an epoch."""
+    columns = dict(batch_gradient_norm_hard=norms) | columns
+    return [dict(epoch=i + 1, **{k: v[i] for k, v in columns.items()}) for i in range(len(norms))]
+
+
+@pytest.mark.parametrize(
+    ("norms", "start"),
+    [
+        ([5] * 2 + [1] * 8 + [2] * 10, 11),  # the first tenth does not count
+        ([1] * 20, None),
+        ([1] * 10 + [1.4] * 10, None),  # not by half
+        ([1] * 5 + [9] + [1] * 14, None),  # one spike
+        ([1] * 5 + [2] * 10 + [1] * 5, None),  # falls back
+    ],
+)
+def test_growth_starts_where_the_norm_stays_above_one_and_a_half_times_its_lowest(norms, start):
+    assert phases.growth_start(norms) == start
+    stationary, growth = phases.stages(result(rows(norms)))
+    assert (growth, stationary + growth) == (0 if start is None else 20 - start + 1, 18)
+
+
+def test_the_claims_on_the_two_schedules():
+    up = dict(hessian_trace=[1.0] * 10 + list(range(10, 20)), hessian_trace_error=[0.1] * 20)
+    rough = rows([1] * 10 + [2] * 10, test_robust=[50, 60] * 10, **up)
+    smooth = rows([1] * 16 + [2] * 4, test_robust=[50 + i / 10 for i in range(20)], **up)
+    said = phases.claims([result(rough)], [result(smooth)]).splitlines()
+    assert [line.split(": ")[1].split(" (")[0] for line in said] == ["true"] * 5
+    said = phases.claims([result(smooth)], [result(rough, correct=(80, 80))]).splitlines()
+    answers = [line.split(": ")[1].split(" (")[0] for line in said]
+    assert answers == ["true", "true", "false", "cannot be told from this run", "true"]
+    table = phases.table({"a": [result(rough)], "b": [result(smooth, seed=3)]})
+    assert list(table.growth) == ["10 epochs", "4 epochs"] and list(table.seed) == [0, 3]
+
+
+def test_calibration_is_judged_from_the_kept_probabilities():
+    overconfident = {("best", "pgd_10"): (0.6, 60), ("last", "pgd_10"): (0.9, 40), ("last", "natural"): (0.9, 90)}
+    sober = {("best", "pgd_10"): (0.5, 60), ("last", "pgd_10"): (0.5, 62)}
+    wild = [result([], confidences={("last", "natural"): (1.0, 50)}, method="standard")]
+    hard, refined = [result([], confidences=overconfident)], [result([], confidences=sober, labels="self_guided")]
+    said = calibration.claims(wild, hard, refined, ["pgd_10"]).splitlines()
+    answers = [line.split(": ")[1].split(" (")[0] for line in said]
+    assert answers == ["true", "true", "true", "cannot be told from this run", "true"]
+    assert said[0].endswith("(Natural, n = 100 test images x 1 seed)")
+    table = calibration.table({"PGD-AT": hard}, ["pgd_10"])
+    assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.500"]
+    assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.500"]
+    assert list(table["paper's ECE"]) == ["0.18*", "0.43*"]
+
+
+def swept(rule, rate, trained, error, **changes):
+    """A run of the noise sweep that ends with a training accuracy and a test error."""
+    return result(
+        rows([1], train_natural=[trained]), correct=(95, 100 - error), labels=rule, noise_rate=rate, **changes
+    )
+
+
+def test_the_noise_sweep_is_judged_at_each_rate():
+    runs = [swept("hard", 0.4, 99, 40), swept("self_guided", 0.4, 80, 15), swept("hard", 0.0, 100, 5)]
+    found = sweep.by_noise(runs)
+    assert list(found) == [("symmetric", 0.4), ("symmetric", 0.0)]
+    assert sweep.portion_correct(runs[0]) == pytest.approx(64)
+    said = sweep.claims(found).splitlines()
+    assert len(said) == 3 and all(": true (" in line for line in said)
+    found[("symmetric", 0.4)]["hard"] = [swept("hard", 0.4, 60, 15)]
+    assert [": true (" in line for line in sweep.claims(found).splitlines()] == [False, False, False]
+    table = sweep.table(sweep.by_noise([*runs, swept("hard", 0.2, 99, 30)]))
+    assert list(table["last"]) == ["40.0", "15.0", "5.0", "30.0"] and list(table.paper) == ["–", "–", "26.8*", "37.8*"]
+    assert list(table.wrong) == ["36.0 %", "36.0 %", "0.0 %", "18.0 %"]
+
+
+def test_overfitting_claims_compare_the_rules_that_are_there():
+    columns = dict(train_robust=[50] * 20, test_robust=[40] * 20, batch_gradient_norm_own=[1] * 20, iiw_code=[1] * 20)
+    grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=list(range(20)), **columns)
+    flat = rows([1] * 20, iiw_paper=[1] * 20, **columns)
+    hard = [result(grown, correct=(90, 60))]
+    others = {"PGD-AT+SGLR": [result(flat, correct=(90, 89), labels="self_guided")]}
+    assert overfitting.accuracy_claims(hard, others).count(": true (") == 2
+    assert overfitting.weight_claims(hard, others).count(": true (") == 4
+    assert overfitting.accuracy_claims(hard, {}).count("\n") == 0
+    turned = {"PGD-AT+SGLR": [result(grown, correct=(90, 40), labels="self_guided")]}
+    assert ": false (" in overfitting.accuracy_claims(hard, turned)
+    table = overfitting.table({"PGD-AT": hard})
+    assert list(table["gap"]) == ["10.00 -> 10.00"] and list(table["IIW, paper"]) == ["0.00 -> 19.00"]
+
+
+def test_separability_is_a_number(store, small):
+    from sglrlib.runs import run
+
+    config = small(labels="hard")
+    run(config, (), say=lambda text: None)
+    e = separability.embed(config, 40)
+    assert e.plane.shape == (40, 2) and e.silhouette.shape == e.agreement.shape == (40,)
+    assert ((0 <= e.agreement) & (e.agreement <= 1)).all() and (abs(e.silhouette) <= 1).all()
+    better = dataclasses.replace(
+        e, config=small(), silhouette=e.silhouette + 0.5 + 0.01 * np.arange(40), agreement=e.agreement
+    )
+    said = separability.claims([e, better]).splitlines()
+    assert ": true (silhouette, n = 40" in said[0] and ": cannot be told" in said[1]
+    assert list(separability.table([e, better]).n) == [40, 40]
+    with pytest.raises(UsageError, match="run\\(\\) it first"):
+        separability.embed(small(seed=5), 40)
+
+
+def test_rules_of_a_notebook_are_those_of_the_registry(monkeypatch):
+    assert notebook.rules("") == ["hard", "smooth", "self_guided"] and notebook.rules("all") == list(LABELS)
+    with pytest.raises(UsageError, match=r"labels = 'smoth' is not known. Did you mean 'smooth'"):
+        notebook.rules("hard, smoth")
+    monkeypatch.delitem(LABELS, "smooth")
+    monkeypatch.setitem(LABELS, "toy", Hard)
+    assert notebook.rules("") == ["hard", "self_guided"] and "toy" in notebook.rules("all")
+
+
+def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
+    assert plots.value(dict(a=3, b=1), "a - b") == 2 and plots.value(dict(a=3), "a") == 3
+    labels = ["PGD-AT", "PGD-AT, cosine", "PGD-AT, other", "eps = 2/255", "eps = 4/255"]
+    assert len({plots.colour_of(label, labels) for label in labels}) == len(labels)
+    assert plots.colour_of("PGD-AT", ["TRADES", "PGD-AT"]) == plots.COLOURS["PGD-AT"]
+
+
+def test_what_is_recorded_is_in_the_curve(store, small):
+    from sglrlib.runs import run
+
+    wanted = recorded("digits", "mini") | dict(attacked_size=20, train_eval_size=20)
+    curve = run(small(**wanted), (), say=lambda text: None).curve
+    for column in ("test_robust_ece", "gradient_norm_own", "hessian_trace_error", "iiw_code"):
+        assert all(math.isfinite(row[column]) for row in curve)
