@@ -85,8 +85,7 @@ class RunConfig:
             raise UsageError("select_on = 'val' needs val_size > 0; without validation images, select_on = 'test'.")
         for name in self.diagnostics:
             one_of("diagnostics", name, DIAGNOSTICS)
-        if self.fold and self.fold >= self.folds:
-            raise UsageError(f"fold = {self.fold} of folds = {self.folds}: expected a fold from 0 to folds - 1.")
+        within("fold", self.fold, 0, max(0, self.folds - 1))
         METHODS[self.method](**self.method_options)
         self.label_rule(torch.zeros(1, dtype=torch.long), 2)
         object.__setattr__(self, "method_options", options(METHODS[self.method]) | self.method_options)

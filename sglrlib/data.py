@@ -99,6 +99,7 @@ def load_data(
         return Split(torch.from_numpy(images[index]), y, y)
 
     noisy = planted(split(train_images, train_y, train), DATASETS[dataset], noise, noise_rate, seed=seed)
+    within("fold", fold, 0, max(0, folds - 1))
     if folds > 1:
         noisy = noisy[torch.arange(len(noisy)) % folds != fold]
     return Data(noisy, split(train_images, train_y, val), split(test_images, test_y, test))
@@ -153,13 +154,13 @@ def gaussian(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Gen
 
 def random_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
     """Each image's pixels in an order of its own, all channels alike; labels kept (Zhang et al. 2017)."""
-    order = torch.rand(len(images), 1, images[0, 0].numel(), generator=generator).argsort(2)
+    order = torch.rand(len(images), 1, images.shape[2:].numel(), generator=generator).argsort(2)
     return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), y
 
 
 def shuffled_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
     """All images' pixels in one random order; labels kept (Zhang et al. 2017)."""
-    order = torch.randperm(images[0, 0].numel(), generator=generator)
+    order = torch.randperm(images.shape[2:].numel(), generator=generator)
     return images.flatten(2)[:, :, order].view_as(images), y
 
 

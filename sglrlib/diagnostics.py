@@ -5,7 +5,6 @@ DIAGNOSTICS, at the foot, are those that a run records after each epoch when it 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sglrlib.attacks import untouched
 from sglrlib.checks import UsageError, within
 
 
@@ -35,7 +35,8 @@ def confidence_gap(confidence: Tensor, right: Tensor) -> float:
 
     It is calibration_error with the signs kept: sum_b n_b / n * (conf_b - acc_b), whatever the bins.
     """
-    return (confidence.double().mean() - right.double().mean()).item()
+    _, mean, accuracy = reliability(confidence, right, bins=1)
+    return (mean - accuracy).item()
 
 
 def reliability(confidence: Tensor, right: Tensor, *, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,14 +66,15 @@ def gradient_norms(model: nn.Module, loss: Callable[..., Tensor], batches: Itera
     """Two norms of the loss's gradient in the weights: of its mean over all samples, and the mean over batches.
 
     loss(*batch) is a batch's mean loss; each batch starts with a tensor whose length is its number of samples. The
-    first is ||(1/N) sum_i grad l_i||_2, the second (1/T) sum_t ||g_t||_2, the larger one: E ||g_t||^2 = ||g||^2 + tr
-    Sigma / B. Weight decay is no part of either. The model's mode is the caller's choice.
+    first is ||(1/N) sum_i grad l_i||_2, the second (1/T) sum_t ||g_t||_2: for equal batches the larger one, since
+    E ||g_t||^2 = ||g||^2 + tr Sigma / B. Weight decay is no part of either. The model's mode is the caller's choice.
     """
     total, norms, samples = 0.0, [], 0
     for batch in batches:
         gradient = flat(gradients(model, loss(*batch)))
         norms.append(gradient.norm().item())
         total, samples = total + gradient * len(batch[0]), samples + len(batch[0])
+    within("number of batches", len(norms), 1)
     return (total / samples).norm().item(), sum(norms) / len(norms)
 
 
@@ -108,6 +110,7 @@ def information_in_weights(
     / (n / B))^2 over the tensors l named 'weight', B the batch size: gradients are averaged before they are squared,
     so it falls towards zero where the loss converges.
     """
+    within("number of batches", len(batches), 1)
     before = dict(reference.named_parameters())
     deltas = {name: (p - before[name]).detach() for name, p in model.named_parameters()}
     projected = []  # (T, tensors): Delta_l . g_t,l
@@ -132,7 +135,7 @@ def features(model: nn.Module, x: Tensor, *, batch_size: int = 500) -> Tensor:
     found = []
     hook = linear[-1].register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
     try:
-        with kept_mode(model):
+        with untouched(model):
             for images in x.split(batch_size):
                 model(images)
     finally:
@@ -147,17 +150,6 @@ def gradients(model: nn.Module, loss: Tensor, **settings) -> tuple[Tensor, ...]:
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-@contextmanager
-def kept_mode(model: nn.Module):
-    """Within: the model in eval mode; its own comes back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @dataclass(frozen=True)
@@ -222,13 +214,14 @@ def record_gradient_norm(s: Snapshot) -> dict[str, float]:
     row = {}
     for name, loss in (("hard", s.hard_loss), ("own", s.method_loss)):
         row[f"gradient_norm_{name}"] = gradient_norms(s.model.eval(), loss, s.batches())[0]
+    for name, loss in (("hard", s.hard_loss), ("own", s.method_loss)):
         row[f"batch_gradient_norm_{name}"] = gradient_norms(s.model.train(), loss, s.batches())[1]
     return row
 
 
 def record_hessian_trace(s: Snapshot, images: int = 200) -> dict[str, float]:
     """Trace of the Hessian of cross-entropy, on the first of the attacked training images, which are held fixed."""
-    x_adv, y = s.train.x_adv[:images], s.train.y[:images]
+    x_adv, y = s.train.x_adv[:images], s.train.y[: len(s.train.x_adv)][:images]
     trace, error = hessian_trace(s.model, partial(s.hard_loss, x_adv, y, None, None))
     return dict(hessian_trace=trace, hessian_trace_error=error)
 

@@ -64,7 +64,7 @@ def own_loss(
     index: Tensor,
 ) -> Tensor:  # fmt: skip
     """The mean loss of a training step, of a model in whichever mode it is; the mode comes back."""
-    training = model.training
+    training, labels = model.training, copy.deepcopy(labels)
     penalty = labels.penalty(index, partial(eval_logits, model, x))
     criterion: Callable = partial(labels, index=index, penalty=penalty)
     clean_pass = clean_pass if training or clean_pass == "none" else "eval"

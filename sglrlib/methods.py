@@ -135,10 +135,11 @@ def clean_logits(model: nn.Module, x: Tensor, mode: str) -> Tensor | None:
     """
     if mode == "none":
         return None
+    training = model.training
     model.train(mode == "train")
     with torch.no_grad():
         logits = model(x)
-    model.train()
+    model.train(training)
     return logits
 
 

@@ -33,6 +33,8 @@ def read(namespace: dict, cells: Iterable[str], own: dict) -> tuple[SimpleNamesp
     given, examples = {}, DEFAULTS | own
     for name in [n for cell in cells for n in literals_assigned(cell) if n in namespace]:
         if name not in examples:
+            if is_left_to_recipe(namespace[name]):  # the option of a rule or method that is no longer there
+                continue
             namespace.pop(name)
             one_of("parameter", name, examples)
         given[name] = same_type(name, namespace[name], examples[name])

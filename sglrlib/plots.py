@@ -68,7 +68,9 @@ def value(row: dict, column: str) -> float:
 
 
 def colour_of(label: str, among: Iterable[str] = ()) -> tuple:
-    """The colour of a method; shades of it for several of one method, such as 'PGD-AT, cosine'; others in a scale."""
+    """The colour of a method; shades of it for several of one method, such as 'PGD-AT, cosine'; a scale for values of
+    one thing, such as 'eps = 2/255'; else what the methods leave.
+    """
     if label in COLOURS:
         return COLOURS[label]
     among, method = list(among), label.split(",")[0]
@@ -77,7 +79,10 @@ def colour_of(label: str, among: Iterable[str] = ()) -> tuple:
         shades = [method, *shades] if method in among else shades
         return sns.blend_palette([COLOURS[method], "black"], len(shades) + 1)[shades.index(label)]
     others = [other for other in among if other.split(",")[0] not in COLOURS] or [label]
-    return sns.color_palette("viridis", len(others))[others.index(label)]
+    if len({other.split(" = ")[0] for other in others}) == 1:
+        return sns.color_palette("viridis", len(others) + 1)[others.index(label)]  # without its pale end
+    free = [colour for colour in [*_PALETTE, (0, 0, 0)] if colour not in [COLOURS.get(other) for other in among]]
+    return free[others.index(label) % len(free)]
 
 
 def legend(
@@ -94,7 +99,8 @@ def legend(
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.2, label=text) for text, style in styles.items()]
     if best:
         handles.append(plt.Line2D([], [], marker="o", ls="", color="0.4", mec="white", ms=6, label=best))
-    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=7)
+    ncols = max(2, 110 // (8 + max(len(handle.get_label()) for handle in handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(ncols, 6), frameon=False, fontsize=7)
 
 
 def over_epochs(

@@ -1,7 +1,7 @@
 """Which runs are made: RECIPES, one row per dataset and scale, and ROWS, those of the paper's tables."""
 
 from sglrlib.checks import one_of
-from sglrlib.config import RunConfig, make_config
+from sglrlib.config import DEFAULTS, RunConfig, make_config
 from sglrlib.labels import LABELS, VARIANTS
 
 
@@ -14,7 +14,9 @@ def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", *
     if scale:
         one_of(f"scale (of {dataset})", scale, RECIPES[dataset])
     one_of("variant", variant, VARIANTS)
-    values = dict(dataset=dataset) | RECIPES[dataset][scale or default_scale(dataset)] | changes
+    tuned = RECIPES[dataset][scale or default_scale(dataset)]
+    known = {name: value for name, value in tuned.items() if name in DEFAULTS}  # a rule with its option may be gone
+    values = dict(dataset=dataset) | known | changes
     reading = VARIANTS[variant] if values.get("labels") == "self_guided" else {}
     return make_config(**(values | reading | changes))
 

@@ -88,8 +88,12 @@ def stored(config: RunConfig, columns: Sequence[str] = (), images: int = 0, *, c
 
 
 def publish(result: Result) -> Path:
-    """Copy a result among the committed ones, below data/results."""
+    """Copy a result among the committed ones, below data/results; columns that only the one there has stay."""
     path = RESULTS / f"{result.config.id}.json"
+    if path.exists():
+        known = read(result.config, path).evaluations
+        merged = {which: known[which] | result.evaluations[which] for which in CHECKPOINTS}
+        result = dataclasses.replace(result, evaluations=merged)
     write(path, result)
     return path
 

@@ -47,9 +47,7 @@ def transfer(
     Raises UsageError where the two runs are of different datasets, or an attack is a part of a cascade.
     """
     one_of("which", which, CHECKPOINTS)
-    for name in attacks:
-        if len(chain(name)) > 2:
-            raise UsageError(f"attacks = {name!r} is a cascade: expected a single attack; the nearest is 'apgd_ce'.")
+    refuse_cascades(attacks)
     if source.dataset != config.dataset:
         raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
     if how.get("train_missing", True):
@@ -63,6 +61,13 @@ def transfer(
     return obtain(config, dict(natural=None) | columns, **how)
 
 
+def refuse_cascades(attacks: Sequence[str]) -> None:
+    """Raise UsageError for an unknown attack, or one that is only the last part of a chain of them."""
+    for name in attacks:
+        if len(chain(name)) > 2:
+            raise UsageError(f"attacks = {name!r} is a cascade: expected a single attack; the nearest is 'apgd_ce'.")
+
+
 def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
     """The column of an attack made on another run's network: attack, architecture, checkpoint and hash of that run."""
     return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
@@ -71,11 +76,11 @@ def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
 def confidences(config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"), **how) -> Result | None:
     """run(), with the probabilities that both checkpoints give to the test images, see Result.confidence().
 
-    Every image is attacked here, also one that is misclassified as it is. Raises UsageError as run() does.
+    Every image is attacked here, also one that is misclassified as it is. Raises UsageError as run() does, and for a
+    part of a cascade.
     """
     eps, step = config.eps_255 / 255, config.step_255 / 255
-    for name in attacks:
-        chain(name)
+    refuse_cascades(attacks)
     columns = {f"confidence {a}": None if a == "natural" else partial(named_attack, a, eps, step) for a in attacks}
     return obtain(config, dict(natural=None) | columns, **how)
 
@@ -123,7 +128,7 @@ def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Calla
     wrong = int((data.train.y != data.train.y_clean).sum())
     return Result(
         config=config,
-        curve=[{name: round(value, 6) for name, value in row.items()} for row in curve],
+        curve=[{name: float(f"{value:.6g}") for name, value in row.items()} for row in curve],
         best_epoch=best_epoch(curve, config),
         sizes=dict(train=len(data.train), val=len(data.val), test=len(data.test), wrong_labels=wrong),
         evaluations={which: {} for which in CHECKPOINTS},

@@ -6,7 +6,7 @@ import torch
 
 from sglrlib import data
 from sglrlib.checks import UsageError
-from sglrlib.data import AUGMENTS, DATASETS, Split, crop_flip, load_data, noisy_labels, stratified_order
+from sglrlib.data import AUGMENTS, DATASETS, NOISES, Split, crop_flip, load_data, planted, stratified_order
 
 
 def test_digits_splits_are_disjoint_whole_and_fixed():
@@ -32,15 +32,80 @@ def test_every_prefix_is_stratified():
 @pytest.mark.parametrize(("kind", "share"), [("symmetric", 0.9), ("symmetric_wrong", 1.0), ("class_dependent", 1.0)])
 def test_noise_conventions(kind, share):
     y = torch.arange(20_000) % 10
-    noisy = noisy_labels(y, 10, kind, 0.4, seed=0, confusions=(torch.arange(10) + 1) % 10)
-    wrong = noisy != y
+    split = Split(torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), y, y)
+    spoilt = planted(split, DATASETS["digits"], kind, 0.4, seed=0)
+    noisy, wrong = spoilt.y, spoilt.y != y
     assert wrong.double().mean().item() == pytest.approx(0.4 * share, abs=0.01)
     offsets = torch.bincount((noisy - y)[wrong] % 10, minlength=10)
     assert (offsets[1:] > 0).all() if kind != "class_dependent" else offsets[1] == wrong.sum()
+    assert (torch.bincount(noisy[wrong], minlength=10) > 600).all()  # all classes are drawn
     if kind != "symmetric":
         assert wrong.sum() == 8000
-    assert torch.equal(noisy, noisy_labels(y, 10, kind, 0.4, seed=0, confusions=(torch.arange(10) + 1) % 10))
-    assert not torch.equal(noisy, noisy_labels(y, 10, kind, 0.4, seed=1, confusions=(torch.arange(10) + 2) % 10))
+    assert torch.equal(spoilt.y_clean, y) and torch.equal(spoilt.images, split.images)
+
+
+@pytest.fixture
+def alike():
+    """2,000 times one image of 64 pixels, no two of them equal: (p, p + 64, p + 128) in its three channels."""
+    image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8)
+    return Split(image.repeat(2000, 1, 1, 1), torch.arange(2000) % 10, torch.arange(2000) % 10)
+
+
+def spoil(split, kind, rate, seed=0):
+    return planted(split, DATASETS["cifar10"], kind, rate, seed=seed)
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_follows_from_its_seed_and_none_is_none(alike, kind):
+    first, again, other = (spoil(alike, kind, 0.4, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.images, again.images) and torch.equal(first.y, again.y)
+    assert not (torch.equal(first.images, other.images) and torch.equal(first.y, other.y))
+    none = spoil(alike, kind, 0.0)
+    assert torch.equal(none.images, alike.images) and torch.equal(none.y, alike.y)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "random_pixels", "shuffled_pixels"])
+def test_image_noise_changes_its_share_of_the_images_and_no_label(alike, kind):
+    before, spoilt = alike.images.clone(), spoil(alike, kind, 0.3003)
+    assert spoilt.images.dtype == torch.uint8 and spoilt.images.shape == before.shape
+    assert (spoilt.images != before).flatten(1).any(1).sum() == int(0.3003 * 2000)
+    assert torch.equal(spoilt.y, alike.y) and torch.equal(spoilt.y_clean, alike.y)
+    assert torch.equal(alike.images, before)  # what was handed over is left alone
+
+
+@pytest.mark.parametrize(("kind", "orders"), [("random_pixels", 2000), ("shuffled_pixels", 1)])
+def test_pixels_change_places_whole_in_as_many_orders_as_the_kind_says(alike, kind, orders):
+    pixels = spoil(alike, kind, 1.0).images.flatten(2).int()  # (N, 3, 64)
+    assert (pixels[:, 1:] == pixels[:, :1] + torch.tensor([[64], [128]])).all()
+    assert (pixels[:, 0].sort(1).values == torch.arange(64)).all()
+    assert len(pixels.unique(dim=0)) == orders
+
+
+def test_gaussian_images_have_the_datasets_mean_and_std_but_for_clipping(alike):
+    drawn = spoil(alike, "gaussian", 1.0).images.double() / 255
+    shares = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    for channel, mean, std in zip(drawn.unbind(1), DATASETS["cifar10"].mean, DATASETS["cifar10"].std, strict=True):
+        clipped = torch.distributions.Normal(mean, std).icdf(shares).clamp(0, 1)
+        assert channel.mean().item() == pytest.approx(clipped.mean().item(), abs=0.004)
+        assert channel.std().item() == pytest.approx(clipped.std().item(), abs=0.004)
+    pixels = drawn.flatten(2)[:, :, ::9].flatten(1).T.corrcoef().fill_diagonal_(0)  # of all channels
+    assert pixels.abs().max() < 0.1 and len(drawn.unique(dim=0)) == 2000
+
+
+def test_folds_partition_the_training_split_and_keep_its_labels():
+    asked = dict(val_size=95, test_size=50, noise="symmetric", noise_rate=0.5)
+    whole, left_out = load_data("digits", **asked), []
+    place = {image.numpy().tobytes(): i for i, image in enumerate(whole.train.images)}
+    for fold in range(5):
+        part = load_data("digits", **asked, folds=5, fold=fold)
+        kept = [place[image.numpy().tobytes()] for image in part.train.images]
+        assert torch.equal(part.train.y, whole.train.y[kept]) and kept == sorted(kept)
+        assert torch.equal(part.train.y_clean, whole.train.y_clean[kept])
+        assert torch.equal(part.val.images, whole.val.images) and torch.equal(part.test.images, whole.test.images)
+        left_out += (out := sorted(set(range(702)) - set(kept)))
+        assert out[0] == fold and len(out) in (140, 141)
+    assert sorted(left_out) == list(range(702))
+    assert len(load_data("digits", **asked, folds=1).train) == 702
 
 
 def test_noise_is_planted_in_training_alone_and_the_clean_labels_stay():
@@ -54,6 +119,8 @@ def test_cifar10_confusions_are_mutual_for_cat_and_dog():
     confusions = DATASETS["cifar10"].confusions
     assert len(confusions) == 10
     assert (confusions[3], confusions[5], confusions[9], confusions[2], confusions[4]) == (5, 3, 1, 0, 7)
+    every = Split(torch.zeros(10, 3, 1, 1, dtype=torch.uint8), torch.arange(10), torch.arange(10))
+    assert tuple(spoil(every, "class_dependent", 1.0).y.tolist()) == confusions
 
 
 def test_an_epoch_shows_every_sample_once(generator):

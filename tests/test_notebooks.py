@@ -19,9 +19,9 @@ TRAIN, TABLES, BLACK_BOX = (
 SMALL = ["-p", "epochs", "2", "-p", "train_size", "60", "-p", "val_size", "40", "-p", "test_size", "50"]
 
 
-def papermill(folder: Path, *arguments, notebook=TRAIN):
+def papermill(folder: Path, *arguments, notebook=TRAIN, **variables):
     """papermill's exit code and messages, started in folder, with a store of its own there."""
-    environment = os.environ | dict(SGLR_OUT=str(folder), SGLR_DATA=str(DATA), OMP_NUM_THREADS="1")
+    environment = os.environ | dict(SGLR_OUT=str(folder), SGLR_DATA=str(DATA), OMP_NUM_THREADS="1") | variables
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), "out.ipynb", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -184,3 +184,51 @@ def test_wrong_rows_attacks_and_sources_end_before_any_work(tmp_path, notebook, 
     done = papermill(tmp_path, *arguments, *rows, notebook=notebook)
     assert done.returncode != 0 and f"UsageError: {said}" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+STUDIES = [n for n in NOTEBOOKS if n.stem[:2] in ("03", "04", "05", "06", "07", "09", "10", "12")]
+
+
+@pytest.mark.parametrize("notebook", STUDIES, ids=lambda p: p.stem)
+def test_missing_runs_are_shown_as_missing(tmp_path, notebook):
+    done = papermill(tmp_path, "-p", "train", "False", "-p", "seed", "7", notebook=notebook)
+    assert done.returncode == 0, done.stderr
+    text = printed(tmp_path)
+    assert "missing: digits-" in text and ": true (" not in text and ": false (" not in text
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    "notebook", [n for n in STUDIES if n.stem[:2] in ("03", "04", "06", "07", "09")], ids=lambda p: p.stem
+)
+def test_committed_cifar10_results_are_drawn_without_data_or_checkpoints(tmp_path, notebook):
+    arguments = ["-p", "dataset", "cifar10", "-p", "scale", "mini", "-p", "train", "False"]
+    done = papermill(tmp_path, *arguments, notebook=notebook, SGLR_DATA=str(tmp_path / "nowhere"))
+    assert done.returncode == 0, done.stderr
+    assert "missing" not in printed(tmp_path) and ": true (" in printed(tmp_path)
+    assert list((tmp_path / "figures").glob(f"{notebook.stem}_cifar10_mini*.png"))
+
+
+def test_a_rule_taken_from_the_registry_is_gone_everywhere_and_a_new_one_is_there(tmp_path):
+    startup = tmp_path / "ipython" / "profile_default" / "startup" / "rules.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(
+        "from sglrlib import labels\n"
+        "del labels.LABELS['smooth'], labels.LABELS['ensemble']\n"
+        "labels.LABELS['toy'] = type('Toy', (labels.Hard,), dict(title='+TOY'))\n"
+    )
+    how = dict(IPYTHONDIR=str(tmp_path / "ipython"), LOKY_MAX_CPU_COUNT="1")
+    tiny = ["-p", "epochs", "1", "-p", "train_size", "60", "-p", "test_size", "40"]
+    sweep, overfitting = (n for n in NOTEBOOKS if n.stem[:2] in ("03", "07"))
+    runs = {
+        overfitting: ["-p", "attacked_size", "20"],
+        sweep: ["-p", "labels", "all", "-y", "{rates: [0.4], wrong_rates: []}"],
+        TABLES: ["-p", "rows", "PGD-AT, PGD-AT+TOY, TRADES+TOY", "-p", "train", "False"],
+    }
+    for notebook, arguments in runs.items():
+        done = papermill(tmp_path, *tiny, *arguments, notebook=notebook, **how)
+        assert done.returncode == 0, done.stderr
+        text = printed(tmp_path)
+        assert "+TOY" in text or "-toy-" in text, notebook
+        assert "smooth" not in text and "ensemble" not in text
+        assert notebook == TABLES or ("+LS" not in text and "+TE" not in text)  # there the paper's own rows stand too

@@ -158,3 +158,12 @@ def test_what_is_recorded_is_in_the_curve(store, small):
     curve = run(small(**wanted), (), say=lambda text: None).curve
     for column in ("test_robust_ece", "gradient_norm_own", "hessian_trace_error", "iiw_code"):
         assert all(math.isfinite(row[column]) for row in curve)
+
+
+def test_publishing_keeps_the_columns_that_are_committed_already(store):
+    from sglrlib.results import publish, stored
+
+    publish(result([], confidences={("best", "natural"): (0.5, 1), ("last", "natural"): (0.5, 1)}))
+    publish(result([], correct=(70, 60)))
+    kept = stored(result([]).config, committed=True)
+    assert kept.accuracy("last", "pgd_20") == 60 and kept.has("confidence natural")

@@ -19,7 +19,7 @@ def growth_start(values: list[float], *, factor: float = 1.5, window: int = 5) -
     """The epoch, counted from 1, in which the growth stage of a curve starts by RULE; None where there is none."""
     half = window // 2
     smooth = [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    warm = math.ceil(len(values) / 10)
+    warm = min(math.ceil(len(values) / 10), len(values) - 1)
     above = [value > factor * min(smooth[warm:]) for value in smooth]
     start = max((epoch for epoch, grown in enumerate(above, 1) if not grown), default=0) + 1
     return start if start <= len(values) else None

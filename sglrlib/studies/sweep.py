@@ -52,7 +52,7 @@ def figure(sweep: Sweep, noise: str = "symmetric") -> Figure:
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
     styles = {"clean test, assigned training labels": "-", "noisy test, clean training labels": ":"}
-    plots.legend(drawn, named, styles | {"portion of correct labels": "--"}, ncols=3, names=rule_names(runs))
+    plots.legend(drawn, named, styles | {"portion of correct labels": "--"}, names=rule_names(runs))
     config = next(iter(runs.values()))[0].config
     drawn.suptitle(f"{config.dataset}, {config.arch}, method {config.method}; n = {runs_n(runs)}", fontsize=8)
     return drawn

@@ -1,0 +1,116 @@
+"""Which training labels to doubt: by cross-validated confident learning, and by the labels that training refined."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from sglrlib import checkpoint, runs
+from sglrlib.checks import one_of, within
+from sglrlib.config import RunConfig
+from sglrlib.data import DATASETS
+from sglrlib.evaluate import outputs
+from sglrlib.tables import standard_error, verdict
+from sglrlib.train import run_data
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress")  # cleanlab's progress bar, never shown here, misses ipywidgets
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a source says of n training labels; on the CPU.
+
+    mass (n,) float64: the probability of the given label, the lowest doubted most. flagged (n,) bool: called wrong.
+    likely (n,) int64: the most probable class.
+    """
+
+    mass: Tensor
+    flagged: Tensor
+    likely: Tensor
+
+    @property
+    def order(self) -> Tensor:
+        """Positions in the training split (n,), the most doubted first."""
+        return self.mass.argsort(stable=True)
+
+
+def confident_learning(y: Tensor, probabilities: Tensor) -> Ranking:
+    """The given labels y (n,) as cleanlab ranks and flags them by out-of-sample probabilities (n, K), by its defaults:
+    self-confidence, and pruning by noise rate (Northcutt et al. 2021, arXiv 1911.00068).
+    """
+    both = y.numpy(), probabilities.numpy()
+    mass, flagged = get_label_quality_scores(*both), find_label_issues(*both, n_jobs=1)
+    return Ranking(torch.from_numpy(mass), torch.from_numpy(flagged), probabilities.argmax(1))
+
+
+def by_refined_labels(y: Tensor, p: Tensor) -> Ranking:
+    """The given labels y (n,) by their own mass in refined labels p (n, K); flagged where another class has more."""
+    return Ranking(p.gather(1, y[:, None])[:, 0], p.argmax(1) != y, p.argmax(1))
+
+
+def fold_runs(config: RunConfig, folds: int) -> list[RunConfig]:
+    """The standard runs (no attack, hard labels) that cross-validate a run's labels, each without one of the folds.
+
+    Which labels are wrong is the same in all of them. Raises UsageError for fewer than two folds.
+    """
+    within("folds", folds, 2, config.train_size or math.inf)
+    light = dict(diagnostics=(), attacked_size=10, eval_steps=1, train_eval_size=100)  # their curves are not used
+    plain = config.but(method="standard", labels="hard", awp=0.0, swa_start=1.0, **light)
+    return [plain.but(folds=folds, fold=fold) for fold in range(folds)]
+
+
+def left_out(configs: Sequence[RunConfig], device="cpu") -> Tensor:
+    """Out-of-sample probabilities (n, K) float64: of each training image, by the fold_runs() network that left it out.
+
+    It is that of the last epoch: the best is named by validation images, whose labels are clean here, and who looks for
+    wrong labels has no clean ones. Raises UsageError where a checkpoint is missing.
+    """
+    train = run_data(configs[0].but(folds=0, fold=0)).train.to(device)
+    found = torch.empty(len(train), DATASETS[configs[0].dataset].classes, dtype=torch.float64)
+    for config in configs:
+        part = slice(config.fold, None, config.folds)
+        _, logits = outputs(runs.load_model(config, "last", device), train[part].x(), train[part].y)
+        found[part] = logits.double().softmax(1).cpu()
+    return found
+
+
+def refined_labels(config: RunConfig) -> Tensor:
+    """A run's average predictions of its training images after the last epoch, (n, K) float64; each row sums to one.
+
+    Raises UsageError for labels that were not refined, CheckpointError where there is no checkpoint.
+    """
+    one_of("labels", config.labels, ["self_guided"])
+    p = checkpoint.load(runs.RUNS / config.id / "last.pt")["labels"]["p"].double()
+    return p / p.sum(1, keepdim=True)  # an average that started at zero falls short of one, by as much for each sample
+
+
+def claims(title: str, ranking: Ranking, wrong: Tensor) -> str:
+    """Whether a ranking finds the wrong labels, flagged in wrong (n,): some must be wrong, and some right.
+
+    Average precision is held against their share, about that of a random order; precision and recall against one half.
+    """
+    found = {"average precision above their share": beyond_chance(ranking, wrong)}
+    for name, hits in dict(precision=wrong[ranking.flagged], recall=ranking.flagged[wrong]).items():
+        above = hits.double() - 0.5
+        found[f"{name} above one half"] = 100 * above.mean().item(), standard_error(above) if len(hits) else math.inf
+    n = f"n = {len(wrong)} training images, {wrong.sum()} wrong, one seed"
+    title = f"wrong labels are found by {title}"
+    return "\n".join(f"{title}, {text}: {verdict([gain], [error])} ({n})" for text, (gain, error) in found.items())
+
+
+def beyond_chance(ranking: Ranking, wrong: Tensor, draws: int = 200) -> tuple[float, float]:
+    """Average precision minus the share of wrong labels, in points, and its standard error: the spread over draws of as
+    many wrong and as many right labels, with replacement.
+    """
+    rng, kinds = torch.Generator().manual_seed(0), [kind.nonzero()[:, 0] for kind in (wrong, ~wrong)]
+    drawn = [torch.cat([k[torch.randint(len(k), (len(k),), generator=rng)] for k in kinds]) for _ in range(draws)]
+    every, *others = [average_precision_score(wrong[s], -ranking.mass[s]) for s in [torch.cat(kinds), *drawn]]
+    return 100 * (every - wrong.double().mean().item()), 100 * statistics.stdev(others)

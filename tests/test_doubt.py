@@ -1,0 +1,128 @@
+"""The rankings of training labels: on tables made by hand, on small runs, and through the notebook."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sglrlib.checkpoint import CheckpointError
+from sglrlib.checks import UsageError
+from sglrlib.paths import DATA, ROOT
+from sglrlib.runs import load_model, run
+from sglrlib.studies.doubt import (
+    Ranking,
+    beyond_chance,
+    by_refined_labels,
+    claims,
+    confident_learning,
+    fold_runs,
+    left_out,
+    refined_labels,
+)
+from sglrlib.train import run_data
+
+SILENT = dict(device="cpu", say=lambda line: None)
+
+
+def ranking_of(order, flagged):
+    """The ranking that names positions in this order, the first so many of them flagged; no likely classes."""
+    mass = torch.empty(len(order), dtype=torch.float64)
+    mass[order] = torch.linspace(0, 1, len(order), dtype=torch.float64)
+    return Ranking(mass, mass < mass[order][flagged], torch.zeros(len(order), dtype=torch.long))
+
+
+@pytest.mark.parametrize("rank", [confident_learning, by_refined_labels])
+def test_either_ranking_flags_the_wrong_labels_and_no_other(rank):
+    truth = torch.arange(90) % 3
+    p = F.one_hot(truth, 3) * 0.85 + torch.full((90, 3), 0.05, dtype=torch.float64)
+    p[2] = torch.tensor([0.3, 0.1, 0.6])  # the least sure of the right ones
+    p[40] = torch.tensor([0.07, 0.88, 0.05])  # the least sure of the wrong ones, whose truth is 1
+    y = truth.clone()
+    y[[4, 40, 77]] = torch.tensor([2, 0, 1])
+    ranking = rank(y, p)
+    assert ranking.flagged.nonzero().flatten().tolist() == [4, 40, 77]
+    assert ranking.order[:4].tolist() == [4, 77, 40, 2]
+    assert ranking.mass[[4, 40, 77, 2, 0]].tolist() == pytest.approx([0.05, 0.07, 0.05, 0.6, 0.9])
+    assert torch.equal(ranking.likely, truth)
+
+
+def test_every_image_is_judged_by_the_network_of_the_fold_that_left_it_out(small, store):
+    config = small(noise_rate=0.5, train_size=50, diagnostics=("calibration",))
+    folds, data = fold_runs(config, 3), run_data(config).train
+    assert not any(fold.diagnostics for fold in folds)
+    assert min(run(fold, (), **SILENT).best_epoch for fold in folds) < config.epochs  # so best and last differ
+    for fold in folds:
+        kept = torch.arange(50) % 3 != fold.fold
+        assert torch.equal(run_data(fold).train.y, data.y[kept]) and fold.title == "Standard"
+    found = left_out(folds)
+    for i in (0, 10, 20, 49):
+        expected = load_model(folds[i % 3], "last")(data.x([i])).double().softmax(1)[0]
+        assert torch.allclose(found[i], expected, atol=1e-6)
+    assert torch.allclose(found.sum(1), torch.ones(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("variant", ["release", "algorithm_1"])
+def test_refined_labels_are_those_of_the_run_and_sum_to_one(small, store, variant):
+    config = small(variant=variant, noise_rate=0.5, refine_start=0.75, attack_steps=0, train_size=50)
+    run(config, (), **SILENT)
+    p = refined_labels(config)
+    assert p.shape == (50, 10) and torch.allclose(p.sum(1), torch.ones(50, dtype=torch.float64))
+    if variant == "release":  # two updates leave at least 0.9 ** 2 on the given label
+        ranking = by_refined_labels(run_data(config).train.y, p)
+        assert ranking.mass.min() >= 0.81 - 1e-6 and not ranking.flagged.any()
+
+
+def test_average_precision_by_hand():
+    wrong = torch.tensor([True, False, True, False])
+    gain, error = beyond_chance(ranking_of([0, 1, 2, 3], 2), wrong)
+    assert gain == pytest.approx(100 * ((1 + 2 / 3) / 2 - 1 / 2)) and error > 0
+
+
+def test_verdicts_of_a_right_a_reversed_and_a_random_order():
+    wrong = torch.arange(600) < 150
+    n = "(n = 600 training images, 150 wrong, one seed)"
+    orders = [torch.arange(600), torch.arange(599, -1, -1), torch.randperm(600, generator=torch.manual_seed(0))]
+    expected = [["true"] * 3, ["false"] * 3, ["cannot be told from this run", "false", "false"]]
+    for order, answers in zip(orders, expected, strict=True):
+        lines = claims("it", ranking_of(order, 140), wrong).splitlines()
+        assert [line.split(": ")[1] for line in lines] == [f"{answer} {n}" for answer in answers]
+    lines = claims("it", ranking_of(orders[0], 0), wrong).splitlines()  # nothing flagged
+    assert [line.split(": ")[1].split(" (")[0] for line in lines] == ["true", "cannot be told from this run", "false"]
+
+
+def test_what_cannot_be_is_refused(small, store):
+    with pytest.raises(UsageError, match="folds = 1 is out of range: expected from 2 to 60; the nearest is 2"):
+        fold_runs(small(), 1)
+    with pytest.raises(UsageError, match="labels = 'hard' is not known"):
+        refined_labels(small(labels="hard"))
+    with pytest.raises(CheckpointError):
+        refined_labels(small())
+    with pytest.raises(UsageError, match="has no checkpoint"):
+        left_out(fold_runs(small(), 2))
+
+
+def test_the_notebook_without_planted_errors_and_without_weights(tmp_path):
+    def papermill(*arguments):
+        """The exit code, and all that the notebook printed."""
+        sizes = ["-p", "epochs", "1", "-p", "train_size", "60", "-p", "val_size", "20", "-p", "test_size", "20"]
+        notebook = ROOT / "notebooks" / "10_mislabelled.ipynb"
+        command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), "out.ipynb", *sizes]
+        environment = os.environ | dict(SGLR_OUT=str(tmp_path), SGLR_DATA=str(DATA), OMP_NUM_THREADS="1")
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+        assert not [output for output in outputs if output.get("name") == "stderr"]
+        return "".join(output.get("text", "") for output in outputs)
+
+    text = papermill("-p", "folds", "2", "-p", "noise_rate", "0.0")
+    assert "60 training images, 0 with a planted wrong label; 2 folds" in text
+    assert text.count(": cannot be told, none is planted (n = 60 training images, one seed)") == 2
+    assert len(list((tmp_path / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
+    text = papermill("-p", "folds", "3", "-p", "noise_rate", "0.0", "-p", "train", "False")
+    assert text.count("\ndigits-standard-hard-s0-") == 3 and "missing: digits-standard-hard-s0" in text
+    assert "0 rankings" in text and "No claim can be judged" in text
