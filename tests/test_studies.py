@@ -71,10 +71,11 @@ def test_calibration_is_judged_from_the_kept_probabilities():
     sober = {("best", "pgd_10"): (0.5, 60), ("last", "pgd_10"): (0.5, 62)}
     wild = [result([], confidences={("last", "natural"): (1.0, 50)}, method="standard")]
     hard, refined = [result([], confidences=overconfident)], [result([], confidences=sober, labels="self_guided")]
-    said = calibration.claims(wild, hard, refined, ["pgd_10"]).splitlines()
+    said = calibration.claims(hard, refined, ["pgd_10"]).splitlines()
     answers = [line.split(": ")[1].split(" (")[0] for line in said]
-    assert answers == ["true", "true", "true", "cannot be told from this run", "true"]
-    assert said[0].endswith("(Natural, n = 100 test images x 1 seed)")
+    assert answers == ["true", "true", "cannot be told from this run", "true"]
+    said = calibration.compare("standard is worse", (wild, "last"), (hard, "last"))
+    assert said == "standard is worse: true (Natural, n = 100 test images x 1 seed)"
     table = calibration.table({"PGD-AT": hard}, ["pgd_10"])
     assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.500"]
     assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.500"]
@@ -108,11 +109,14 @@ def test_overfitting_claims_compare_the_rules_that_are_there():
     flat = rows([1] * 20, iiw_paper=[1] * 20, **columns)
     hard = [result(grown, correct=(90, 60))]
     others = {"PGD-AT+SGLR": [result(flat, correct=(90, 89), labels="self_guided")]}
-    assert overfitting.accuracy_claims(hard, others).count(": true (") == 2
+    others["PGD-AT+LS"] = [result(flat, correct=(90, 40), labels="smooth")]
+    assert overfitting.rival_claims(others).startswith(
+        "PGD-AT+SGLR is more robust than PGD-AT+LS at the last epoch: true"
+    )
     assert overfitting.weight_claims(hard, others).count(": true (") == 4
-    assert overfitting.accuracy_claims(hard, {}).count("\n") == 0
-    turned = {"PGD-AT+SGLR": [result(grown, correct=(90, 40), labels="self_guided")]}
-    assert ": false (" in overfitting.accuracy_claims(hard, turned)
+    assert overfitting.weight_claims(hard, {}).count("\n") == 1 and not overfitting.rival_claims({})
+    others["PGD-AT+LS"] = [result(flat, correct=(90, 99), labels="smooth")]
+    assert ": false (" in overfitting.rival_claims(others)
     table = overfitting.table({"PGD-AT": hard})
     assert list(table["gap"]) == ["10.00 -> 10.00"] and list(table["IIW, paper"]) == ["0.00 -> 19.00"]
 

@@ -40,14 +40,10 @@ def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 
     return pd.DataFrame(rows)
 
 
-def claims(standard: list[Result], hard: list[Result], refined: list[Result], attacks: Iterable[str]) -> str:
+def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) -> str:
     """What the supplement says in B.2, one line each with its verdict; and what its unsigned measure hides."""
     a, b = hard[0].config.title, refined[0].config.title
-    lines = [
-        compare(
-            f"{a} is better calibrated than standard training at the last epoch", (standard, "last"), (hard, "last")
-        )
-    ]
+    lines = []
     for attack in attacks:
         lines += [
             compare(
