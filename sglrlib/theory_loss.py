@@ -48,7 +48,7 @@ def proposition_1(p: Tensor, q: Tensor, alpha: Tensor) -> list[Check]:
         ),
         Check("Gradient of (A.7), the guide detached", gap(slope - attached), gap(slope - scaled), "(1-α)(p - q)"),
         Check("Gradient, not detached, (1-α)(p-q) - α p (log p + H(p)) (ours)", gap(slope_attached - attached)),
-        Check("SelfGuided at α = λ = 0, gradient (1-r)(p - y) (ours)", gap(torch.stack(library))),
+        Check("SelfGuided(r, alpha=0, lam=0), gradient (1-r)(p - y) (ours)", gap(torch.stack(library))),
     ]  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def detached(eta: float, classes: int, r: float) -> list[Check]:
     """Where SelfGuided's gradient vanishes on average over noisy labels, if its guide is the present prediction."""
     label = symmetric_noise(torch.tensor([eta], dtype=torch.float64), classes)[0, :1]
     gradients = library_gradient(label.expand(classes, -1), torch.eye(classes), r)
-    return [Check("SelfGuided at α = λ = 0, noisy labels, rests at 1-η (ours)", gap(label @ gradients))]
+    return [Check("SelfGuided(r, alpha=0, lam=0), noisy labels, rests at 1-η (ours)", gap(label @ gradients))]
 
 
 def algorithm_1(classes: int, alpha: float, r: float, updates: int) -> list[Check]:

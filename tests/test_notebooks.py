@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sglrlib.paths import DATA, ROOT
+from sglrlib.paths import DATA, RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -186,6 +187,7 @@ def test_wrong_rows_attacks_and_sources_end_before_any_work(tmp_path, notebook, 
     assert not (tmp_path / "runs").exists()
 
 
+VERDICT = re.compile(r": (true|false|cannot be told)")
 STUDIES = [n for n in NOTEBOOKS if n.stem[:2] in ("03", "04", "05", "06", "07", "09", "10", "12")]
 
 
@@ -207,6 +209,11 @@ def test_committed_cifar10_results_are_drawn_without_data_or_checkpoints(tmp_pat
     assert done.returncode == 0, done.stderr
     assert "missing" not in printed(tmp_path) and ": true (" in printed(tmp_path)
     assert list((tmp_path / "figures").glob(f"{notebook.stem}_cifar10_mini*.png"))
+    kept = (RESULTS / "README.md").read_text()
+    judged = [line for line in printed(tmp_path).splitlines() if line.endswith(")") and VERDICT.search(line)]
+    assert len(judged) > 2
+    for line in judged:
+        assert line in kept
 
 
 def test_a_rule_taken_from_the_registry_is_gone_everywhere_and_a_new_one_is_there(tmp_path):

@@ -51,3 +51,24 @@ def test_every_link_into_the_repository_exists():
 def test_every_notebook_is_in_the_table():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"](notebooks/{notebook.name})" in README
+
+
+def test_every_item_has_a_notebook_a_figure_and_two_verdicts():
+    lines = README.split("## What is reproduced")[1].split("##")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    assert len(rows) >= 19
+    for item, notebook, figure, digits, mini in rows:
+        assert item and digits and mini and "notebooks/" in notebook and "figures/" in figure
+    paper = [
+        "Algorithm 1",
+        "equation 1",
+        *(f"Figure B.{i}" for i in range(1, 8)),
+        *(f"Table B.{i}" for i in range(1, 5)),
+    ]
+    for item in [*paper, "Theorem 1", "Theorem 2", "Lemma 1", "Propositions 1 and 2", "label noise", "t-SNE", "IIW"]:
+        assert any(item in row[0] for row in rows), item
+
+
+def test_every_figure_is_there_as_a_picture_and_for_print():
+    pictures = {path.stem for path in (ROOT / "figures").glob("*.png")}
+    assert pictures == {path.stem for path in (ROOT / "figures").glob("*.pdf")} and len(pictures) > 25

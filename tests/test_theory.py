@@ -235,7 +235,7 @@ def test_guided_by_the_present_prediction_it_is_cross_entropy_because_the_guide_
     assert torch.allclose(attached, -p * (p.log() + entropy(p)[:, None]), atol=1e-6)
     assert (((p - attached) * p.log()).sum(1) > ((p * p.log()).sum(1))).all()  # a step down sharpens p
     checks = theory_loss.proposition_1(p, y * 0.9 + 0.025, torch.full((5,), 0.5).double())
-    assert named(checks, "SelfGuided at α = λ = 0, gradient (1-r)(p - y) (ours)").verdict.startswith("false")
+    assert named(checks, "SelfGuided(r, alpha=0, lam=0), gradient (1-r)(p - y) (ours)").verdict.startswith("false")
 
 
 def test_a_11_lacks_the_teachers_entropy(generator):
@@ -324,6 +324,7 @@ def test_label_noise_bound_by_hand():
     assert theory.label_noise_bound(*arguments) == pytest.approx(0.1 * 0.25 * 4 - 0.04)
     assert theory.label_noise_bound(*arguments, power=1) == pytest.approx(0.1 - 0.2)
     assert theory.label_noise_bound(*arguments, samples=50, delta=2 / math.e) == pytest.approx(0.06 - 0.1)
+    assert theory.label_noise_bound(*arguments, samples=50) == pytest.approx(0.06 - 0.1 * math.log(40) ** 0.5)
 
 
 def test_at_the_bottom_of_a_bowl_no_attack_gains_and_the_bound_is_positive():
@@ -338,12 +339,12 @@ def test_at_the_bottom_of_a_bowl_no_attack_gains_and_the_bound_is_positive():
 
 
 def test_the_bound_is_held_against_what_the_attack_gains(monkeypatch):
-    """With 20 in the place of the bound, z = 2, budget 3: a bowl gains 2, a peak 2 * 3 + 9/2; a peak's 1 - q is 2."""
+    """With 20 in the place of the bound, z = 3, budget 3: a bowl gains 9/2, a peak 9 + 9/2; its 1 - q is 9/2."""
     monkeypatch.setattr(theory, "label_noise_bound", lambda eps, *arguments, **how: torch.ones_like(eps) * 20)
-    checks = theory.label_noise(torch.eye(2).double()[None], vector(2, 0)[None], vector(3))
+    checks = theory.label_noise(torch.eye(2).double()[None], vector(3, 0)[None], vector(3))
     whole = named(checks, "Label noise, the bound with ε²/4, Hessian positive definite")
-    assert (whole.printed, whole.corrected) == (pytest.approx(18), pytest.approx(9.5))
-    assert named(checks, "Label noise, the bound is below (1-q)/2 (ours)").printed == pytest.approx(19)
+    assert (whole.printed, whole.corrected) == (pytest.approx(15.5), pytest.approx(6.5))
+    assert named(checks, "Label noise, the bound is below (1-q)/2 (ours)").printed == pytest.approx(17.75)
 
 
 def test_the_bound_depends_on_the_unit_only_as_printed():

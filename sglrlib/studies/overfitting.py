@@ -52,16 +52,17 @@ def weight_claims(hard: list[Result], others: dict[str, list[Result]]) -> str:
     lines = [
         f"The gradient norm of {title} grows to the end: {all_of(stages(run)[1] > 0 for run in hard)} "
         f"(rule of notebook 06, {of})",
-        f"IIW and gradient norm of {title} rise and fall together: {together} (Spearman's rho {shown} > 0.5, {of})",
+        f"IIW and gradient norm of {title} rise and fall together: {together} (Spearman's rho {shown}; true above 0.5, {of})",
     ]
     if refined := self_guided(others):
         name = refined[0].config.title
-        columns = {"gradient norm": "batch_gradient_norm_hard", "information in its weights": "iiw_paper"}
+        columns = {
+            "a smaller gradient norm": "batch_gradient_norm_hard",
+            "less information in its weights": "iiw_paper",
+        }
         for what, column in columns.items():
             less = [h.curve[-1][column] - r.curve[-1][column] for h, r in zip(hard, refined, strict=True)]
-            text = f"{name} ends with the smaller {what} than {title}".replace(
-                "the smaller information", "less information"
-            )
+            text = f"{name} ends with {what} than {title}"
             lines.append(judge(text, less, [0.0] * len(less), f"one number a seed, {seeds}"))
     return "\n".join(lines)
 
