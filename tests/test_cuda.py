@@ -1,16 +1,21 @@
 """The same primitives on a GPU; skipped where there is none."""
 
+import math
+
 import pytest
 import torch
 
 from sglrlib import checkpoint
 from sglrlib.attacks import PGD
 from sglrlib.autoattack import Part
+from sglrlib.diagnostics import DIAGNOSTICS
 from sglrlib.evaluate import correct
+from sglrlib.measure import diagnose, look
+from sglrlib.methods import METHODS
 from sglrlib.models import build_model
 from sglrlib.recipes import PAPER_ROWS, ROWS
 from sglrlib.runs import run
-from sglrlib.train import train
+from sglrlib.train import run_data, run_model, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -54,3 +59,17 @@ def test_attacks_on_cuda_leave_its_random_stream_alone_and_find_what_the_cpu_fin
     correct(model, x.cuda(), y.cuda(), Part(0.05, "apgd_ce", 5))
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert (flags["cpu"] != flags["cuda"]).sum() <= 1
+
+
+def test_every_diagnostic_is_recorded_on_cuda_and_is_close_to_the_cpus(small):
+    config = small(arch="bn_cnn8", epochs=1, refine_start=0.0, diagnostics=tuple(DIAGNOSTICS))
+    data, rows = run_data(config), {}
+    for device in ("cpu", "cuda"):
+        model, there = run_model(config).to(device), data.to(device)
+        labels = config.label_rule(there.train.y, 10).to(device)
+        views = look(config, model, there, "fast")
+        initial = build_model("bn_cnn8", 10, (1, 8, 8), seed=1).to(device)
+        rows[device] = diagnose(config, initial, labels, METHODS["pgd_at"](), [], there, model, views, "train")
+    for column in ("test_natural_ece", "train_natural_clean", "gradient_norm_hard", "gradient_norm_own", "iiw_paper"):
+        assert rows["cuda"][column] == pytest.approx(rows["cpu"][column], rel=0.1)  # the attack's start differs
+    assert all(math.isfinite(value) for value in rows["cuda"].values())

@@ -52,7 +52,8 @@ def weight_claims(hard: list[Result], others: dict[str, list[Result]]) -> str:
     lines = [
         f"The gradient norm of {title} grows to the end: {all_of(stages(run)[1] > 0 for run in hard)} "
         f"(rule of notebook 06, {of})",
-        f"IIW and gradient norm of {title} rise and fall together: {together} (Spearman's rho {shown}; true above 0.5, {of})",
+        f"IIW and gradient norm of {title} rise and fall together: {together} "
+        f"(Spearman's rho {shown}; true above 0.5, {of})",
     ]
     if refined := self_guided(others):
         name = refined[0].config.title
