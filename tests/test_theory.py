@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_notebooks import papermill
 
-from sglrlib import plots_theory, theory, theory_loss
 from sglrlib.labels import SelfGuided
 from sglrlib.paths import ROOT
-from sglrlib.theory import Check, cross_entropy, distributions, entropy, jensen_shannon, kl, mix, one_hot
+from sglrlib.studies import theory, theory_figures, theory_loss
+from sglrlib.studies.theory import Check, cross_entropy, distributions, entropy, jensen_shannon, kl, mix, one_hot
 
 FALSE = {
     "Label noise, a positive bound for certain labels, q = 1",
@@ -354,9 +354,9 @@ def test_the_bound_depends_on_the_unit_only_as_printed():
 
 
 def test_figures_draw_what_the_functions_say():
-    bounds = plots_theory.label_noise().axes[0].lines
+    bounds = theory_figures.label_noise().axes[0].lines
     assert bounds[1].get_ydata()[0] == 0 and max(bounds[2].get_ydata()[1:]) < 0 < max(bounds[1].get_ydata())
-    left, right = plots_theory.noise_tolerance(0.3, 3).axes
+    left, right = theory_figures.noise_tolerance(0.3, 3).axes
     assert len(left.lines) == 6  # 0.8 is no noise rate of three classes
     assert all((line.get_ydata()[[0, -1]] * [1, -1] > 0).all() for line in right.lines[:3])
 

@@ -5,8 +5,8 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
-from sglrlib.theory import label_noise_bound
-from sglrlib.theory_loss import confidence, risk_change
+from sglrlib.studies.theory import label_noise_bound
+from sglrlib.studies.theory_loss import confidence, risk_change
 
 STYLES = ("-", "--", "-.", ":")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sglrlib.labels import Hard, SelfGuided
 from sglrlib.methods import Distillation
-from sglrlib.theory import Check, cross_entropy, distributions, entropy, gap, kl, mix, one_hot, over
+from sglrlib.studies.theory import Check, cross_entropy, distributions, entropy, gap, kl, mix, one_hot, over
 
 CONSTANT = "the loss has no constant sum over the labels, as MAE has"
 
