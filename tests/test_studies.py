@@ -67,18 +67,19 @@ def test_the_claims_on_the_two_schedules():
 
 
 def test_calibration_is_judged_from_the_kept_probabilities():
-    overconfident = {("best", "pgd_10"): (0.6, 60), ("last", "pgd_10"): (0.9, 40), ("last", "natural"): (0.9, 90)}
+    overconfident = {("best", "pgd_10"): (0.6, 60), ("last", "pgd_10"): (0.95, 40), ("last", "natural"): (0.9, 90)}
     sober = {("best", "pgd_10"): (0.5, 60), ("last", "pgd_10"): (0.5, 62)}
     wild = [result([], confidences={("last", "natural"): (1.0, 50)}, method="standard")]
     hard, refined = [result([], confidences=overconfident)], [result([], confidences=sober, labels="self_guided")]
     said = calibration.claims(hard, refined, ["pgd_10"]).splitlines()
     answers = [line.split(": ")[1].split(" (")[0] for line in said]
-    assert answers == ["true", "true", "cannot be told from this run", "true"]
+    assert answers == ["true", "true", "cannot be told from this run", "true", "true"]
+    assert calibration.claims(refined, hard, ["pgd_10"]).splitlines()[-1].count(": false (") == 1
     said = calibration.compare("standard is worse", (wild, "last"), (hard, "last"))
     assert said == "standard is worse: true (Natural, n = 100 test images x 1 seed)"
     table = calibration.table({"PGD-AT": hard}, ["pgd_10"])
-    assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.500"]
-    assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.500"]
+    assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.550"]
+    assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.550"]
     assert list(table["paper's ECE"]) == ["0.18*", "0.43*"]
 
 

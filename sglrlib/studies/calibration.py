@@ -10,6 +10,7 @@ import pandas as pd
 from sglrlib.diagnostics import calibration_error, confidence_gap, standard_error
 from sglrlib.results import Result
 from sglrlib.tables import CHECKPOINTS, column_title, judge, paper_place, paper_value
+from sglrlib.tables import standard_error as image_error
 
 
 def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 1.0) -> pd.DataFrame:
@@ -52,6 +53,7 @@ def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) ->
             compare(f"{b} is better calibrated than {a} at the last epoch", (hard, "last"), (refined, "last"), attack),
             compare(f"{b} is better calibrated than {a} at the best epoch", (hard, "best"), (refined, "best"), attack),
             under_confident(f"{b} is under-confident at the last epoch", refined, "last", attack),
+            less_often_sure(f"{b} is less often more than 90 % sure than {a} at the last epoch", hard, refined, attack),
         ]
     return "\n".join(lines)
 
@@ -70,6 +72,14 @@ def under_confident(text: str, runs: list[Result], which: str, attack: str) -> s
     """A claim that the mean confidence is below the accuracy."""
     values = [one(run, which, attack, confidence_gap) for run in runs]
     return judge(text, [-value for value, _ in values], [error for _, error in values], source(runs, which, attack))
+
+
+def less_often_sure(text: str, hard: list[Result], refined: list[Result], attack: str) -> str:
+    """A claim that confidence is above 0.9 on fewer images at the last epoch of the refined runs."""
+    sure = [[run.confidence("last", attack)[0] > 0.9 for run in runs] for runs in (hard, refined)]
+    gains = [h.double() - r.double() for h, r in zip(*sure, strict=True)]
+    means, errors = [100 * gain.mean().item() for gain in gains], [image_error(gain) for gain in gains]
+    return judge(text, means, errors, source(refined, "last", attack))
 
 
 def one(run: Result, which: str, attack: str, statistic: Callable) -> tuple[float, float]:
