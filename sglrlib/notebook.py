@@ -94,6 +94,15 @@ def collect(
     return found
 
 
+def labelled(
+    groups: dict[str, list[RunConfig]], own: SimpleNamespace, job: Callable = runs.run, **how
+) -> dict[str, list[Result]]:
+    """Label -> results of its configurations, one a seed; see gather(). A label without any run is left out."""
+    found = {r.config.id: r for r in gather([c for those in groups.values() for c in those], own, job, **how)}
+    present = {label: [found[c.id] for c in those if c.id in found] for label, those in groups.items()}
+    return {label: those for label, those in present.items() if those}
+
+
 def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = runs.run, **how) -> list[Result]:
     """The result of each configuration by job(config, **how), a function of sglrlib.runs; those missing are left out.
 

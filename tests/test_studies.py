@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,31 @@ def test_rules_of_a_notebook_are_those_of_the_registry(monkeypatch):
     monkeypatch.delitem(LABELS, "smooth")
     monkeypatch.setitem(LABELS, "toy", Hard)
     assert notebook.rules("") == ["hard", "self_guided"] and "toy" in notebook.rules("all")
+
+
+def test_runs_come_back_under_their_labels_and_missing_ones_are_left_out(store, small, capsys):
+    own = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)
+    tiny = dict(epochs=1, attack_steps=1)
+    groups = {"a": [small(**tiny), small(**tiny, seed=1)], "b": [small(**tiny, seed=1)]}
+    notebook.gather(groups["b"], own, attacks=[])
+    own.train = False
+    found = notebook.labelled(groups | {"c": [small(seed=9)]}, own, attacks=[])
+    assert [[run.config.seed for run in found[label]] for label in found] == [[1], [1]] and list(found) == ["a", "b"]
+    assert capsys.readouterr().out.count("missing: digits-pgd_at-self_guided-s") == 2
+    with pytest.raises(UsageError, match="is not known"):
+        notebook.labelled(groups, own, attacks=["pdg_20"])
+
+
+def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small, monkeypatch):
+    own = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)
+    configs = [small(epochs=1, seed=seed) for seed in (0, 1, 2)]
+    inline = [run.curve for run in notebook.gather(configs[:1], own, attacks=[])]
+    calls = []
+    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(notebook, "quiet", lambda job, config, how: calls.append(config.seed) or "")
+    monkeypatch.setattr(notebook.joblib, "Parallel", lambda return_as: lambda jobs: (f(*a, **k) for f, a, k in jobs))
+    assert [run.curve for run in notebook.gather(configs, own, attacks=[])][:1] == inline
+    assert calls == [1, 2]  # the first is there already, the others are done side by side
 
 
 def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
