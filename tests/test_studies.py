@@ -10,10 +10,13 @@ import torch
 
 from sglrlib import notebook, plots
 from sglrlib.checks import UsageError
+from sglrlib.diagnostics import features
 from sglrlib.labels import LABELS, Hard
 from sglrlib.recipes import recipe, recorded
-from sglrlib.results import Result, pack, pack_shares
+from sglrlib.results import Result, pack, pack_shares, publish, stored
+from sglrlib.runs import load_model, run
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
+from sglrlib.train import run_data
 
 
 def result(curve, *, best=1, correct=(90, 80), n=100, confidences=(), **changes) -> Result:
@@ -102,6 +105,7 @@ def test_the_noise_sweep_is_judged_at_each_rate():
     assert [": true (" in line for line in sweep.claims(found).splitlines()] == [False, False, False]
     table = sweep.table(sweep.by_noise([*runs, swept("hard", 0.2, 99, 30)]))
     assert list(table["last"]) == ["40.0", "15.0", "5.0", "30.0"] and list(table.paper) == ["–", "–", "26.8*", "37.8*"]
+    assert list(table["train - test"]) == ["39.0", "-5.0", "5.0", "29.0"]  # at the last epoch
     assert list(table.wrong) == ["36.0 %", "36.0 %", "0.0 %", "18.0 %"]
 
 
@@ -124,13 +128,16 @@ def test_overfitting_claims_compare_the_rules_that_are_there():
 
 
 def test_separability_is_a_number(store, small):
-    from sglrlib.runs import run
-
     config = small(labels="hard")
     run(config, (), say=lambda text: None)
     e = separability.embed(config, 40)
     assert e.plane.shape == (40, 2) and e.silhouette.shape == e.agreement.shape == (40,)
     assert ((0 <= e.agreement) & (e.agreement <= 1)).all() and (abs(e.silhouette) <= 1).all()
+    test = run_data(config).test
+    found = features(load_model(config, "last"), test.x())
+    far = torch.cdist(found, found).fill_diagonal_(torch.inf)
+    nearest = test.y_clean[far.argsort(1)[:, : separability.NEIGHBOURS]]
+    assert e.agreement == pytest.approx((nearest == test.y_clean[:, None]).double().mean(1).numpy())
     better = dataclasses.replace(
         e, config=small(), silhouette=e.silhouette + 0.5 + 0.01 * np.arange(40), agreement=e.agreement
     )
@@ -183,8 +190,6 @@ def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
 
 
 def test_what_is_recorded_is_in_the_curve(store, small):
-    from sglrlib.runs import run
-
     wanted = recorded("digits", "mini") | dict(attacked_size=20, train_eval_size=20)
     curve = run(small(**wanted), (), say=lambda text: None).curve
     for column in ("test_robust_ece", "gradient_norm_own", "hessian_trace_error", "iiw_code"):
@@ -192,8 +197,6 @@ def test_what_is_recorded_is_in_the_curve(store, small):
 
 
 def test_publishing_keeps_the_columns_that_are_committed_already(store):
-    from sglrlib.results import publish, stored
-
     publish(result([], confidences={("best", "natural"): (0.5, 1), ("last", "natural"): (0.5, 1)}))
     publish(result([], correct=(70, 60)))
     kept = stored(result([]).config, committed=True)

@@ -41,8 +41,8 @@ def embed(config: RunConfig, points: int, which: str = "last", seed: int = 0) ->
     test = run_data(config).test.first(points)
     y, found = test.y_clean.numpy(), features(load_model(config, which), test.x()).numpy()
     plane = TSNE(perplexity=min(30, (len(y) - 1) / 3), init="pca", random_state=seed).fit_transform(found)
-    neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(found).kneighbors(return_distance=False)
-    agreement = (y[neighbours[:, :NEIGHBOURS]] == y[:, None]).mean(1)
+    neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(found).kneighbors(return_distance=False)
+    agreement = (y[neighbours] == y[:, None]).mean(1)
     return Embedding(config, y, plane, silhouette_samples(found, y), agreement)
 
 
