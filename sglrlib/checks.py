@@ -26,6 +26,14 @@ def within(what: str, value: float, low: float, high: float = float("inf")) -> N
         raise UsageError(f"{what} = {value!r} is out of range: expected {expected}; the nearest is {nearest}.")
 
 
+def number(what: str, text: str) -> float:
+    """The number that a text stands for. Raises UsageError where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{what} = {text!r}: expected a number, such as 0.5.") from None
+
+
 def same_type(what: str, value, example):
     """Return value with the type of example (an int passes for a float), or raise UsageError.
 

@@ -1,7 +1,7 @@
 """What is measured of a run after each epoch: accuracies, and the diagnostics that it was asked for."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -51,7 +51,7 @@ def diagnose(
     test = View(test.x, noisy.y.to(test.y.device), test.y_clean, test.logits, test.x_adv, test.logits_adv)
     row = {}
     for name in config.diagnostics:
-        loss = partial(own_loss, method, copy.deepcopy(labels), clean_pass, teachers)
+        loss = partial(own_loss, method, labels, clean_pass, teachers)
         untied = copy.deepcopy(model).eval()
         row |= DIAGNOSTICS[name](
             Snapshot(untied, initial, views["train"], test, loss, samples=len(data.train), batch_size=config.batch_size)
@@ -63,14 +63,12 @@ def own_loss(
     method: Method, labels: Hard, clean_pass: str, teachers: Sequence, model: nn.Module, x: Tensor, x_adv: Tensor,
     index: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The mean loss of a training step, of a model in whichever mode it is; the mode comes back."""
-    training, labels = model.training, copy.deepcopy(labels)
+    """The mean loss of a training step, of a model in whichever mode it is; labels are left as they are."""
+    labels = copy.deepcopy(labels)
     penalty = labels.penalty(index, partial(eval_logits, model, x))
-    criterion: Callable = partial(labels, index=index, penalty=penalty)
-    clean_pass = clean_pass if training or clean_pass == "none" else "eval"
-    loss = method.loss(model, x, x_adv, criterion, clean_pass, teachers)
-    model.train(training)
-    return loss
+    criterion = partial(labels, index=index, penalty=penalty)
+    clean_pass = clean_pass if model.training or clean_pass == "none" else "eval"
+    return method.loss(model, x, x_adv, criterion, clean_pass, teachers)
 
 
 @torch.no_grad()

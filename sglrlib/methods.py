@@ -131,7 +131,7 @@ def clean_logits(model: nn.Module, x: Tensor, mode: str) -> Tensor | None:
     """Logits (B, K) of the clean images without gradient, or None for mode 'none'.
 
     'train' runs in train mode, as the release does: the BatchNorm statistics move a second time in the step, towards
-    the clean images. 'eval' leaves them alone. The model is in train mode before and after.
+    the clean images. 'eval' leaves them alone. The model's own mode comes back.
     """
     if mode == "none":
         return None

@@ -14,8 +14,8 @@ from sglrlib.paths import DATA, RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TRAIN, TABLES, BLACK_BOX = (
-    ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_train_sglr", "02_main_tables", "08_black_box")
+TRAIN, TABLES, BLACK_BOX, ABLATION = (
+    ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_train_sglr", "02_main_tables", "08_black_box", "12_ablation")
 )
 SMALL = ["-p", "epochs", "2", "-p", "train_size", "60", "-p", "val_size", "40", "-p", "test_size", "50"]
 
@@ -178,6 +178,8 @@ def test_black_box_attacks_through_the_notebook(tmp_path):
         (TABLES, ["-p", "awp", "-0.5"], "awp = -0.5 is out of range: expected from 0 to 1; the nearest is 0"),
         (BLACK_BOX, ["-p", "sources", "resnet43"], "arch = 'resnet43' is not known. Did you mean 'resnet34'?"),
         (BLACK_BOX, ["-p", "which", "first"], "which = 'first' is not known."),
+        (ABLATION, ["-p", "ablations", "gamma 3"], "ablations = 'gamma' is not known. Did you mean 'lam'?"),
+        (ABLATION, ["-p", "ablations", "r half"], "r = 'half': expected a number, such as 0.5."),
     ],
 )
 def test_wrong_rows_attacks_and_sources_end_before_any_work(tmp_path, notebook, arguments, said):
