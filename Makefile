@@ -1,12 +1,13 @@
-# make demo: the main job on the embedded dataset.  make test: all tests.  Each sets up .venv first where it must.
-.PHONY: demo test notebooks lint setup
+# make demo: the main job on the embedded dataset.  make test: all tests.  make bench: how fast, beside the published
+# code; half an hour.  Each sets up .venv first where it must.
+.PHONY: demo test bench notebooks lint setup
 BIN := $(CURDIR)/.venv/bin
 DEMO := runs/01_train_sglr_demo.ipynb
 
 # glibc keeps freed memory instead of handing it back page by page: 39 s of training instead of 45 on two cores.
-demo: export MALLOC_MMAP_MAX_ := 0
-demo: export MALLOC_TRIM_THRESHOLD_ := 8589934592
-demo: export MALLOC_TOP_PAD_ := 268435456
+demo bench: export MALLOC_MMAP_MAX_ := 0
+demo bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+demo bench: export MALLOC_TOP_PAD_ := 268435456
 demo: setup
 	@mkdir -p runs
 	$(BIN)/papermill --no-progress-bar --log-output notebooks/01_train_sglr.ipynb $(DEMO)
@@ -21,6 +22,11 @@ test: setup lint
 	rm -rf .test
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks
+
+# BENCH_OPTIONS = --compile climbs that rung of the ladder too; others: python -m benchmarks.speed --help.
+bench: export OMP_WAIT_POLICY := PASSIVE
+bench: setup
+	$(BIN)/python -m benchmarks.speed $(BENCH_OPTIONS)
 
 # Execute every notebook in place with its defaults, and drop what differs between two equal executions.
 notebooks: setup

@@ -42,7 +42,7 @@ class RunConfig:
     step_255: float = 2.0
     attack_steps: int = 10
     attack_mode: str = "eval"  # of the network under the training attack
-    precision: str = "fp32"  # of the training attack
+    precision: str = "fp32"  # bf16: of the training attack; amp: of the update as well (autocast)
 
     method: str = "pgd_at"
     method_options: dict = field(default_factory=dict)
@@ -180,7 +180,7 @@ class RunConfig:
 
 CHOICES = dict(
     dataset=DATASETS, noise=NOISES, augment=AUGMENTS, method=METHODS, labels=LABELS,
-    precision=["fp32", "bf16"], attack_mode=["eval", "train"], clean_pass=["needed", "always", "eval"],
+    precision=["fp32", "bf16", "amp"], attack_mode=["eval", "train"], clean_pass=["needed", "always", "eval"],
     schedule=["piecewise", "cosine"], select_on=["val", "test"],
 )  # fmt: skip
 RANGES = dict(

@@ -1,7 +1,8 @@
-"""What makes attacks fast without changing what they attack: BatchNorm folded away, channels_last, bf16."""
+"""What makes training fast without changing what is trained: attacks on a folded copy, and steps as CUDA graphs."""
 
 import copy
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -9,13 +10,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sglrlib.checks import UsageError
 
+WARM_UP = 3  # plain steps before one is recorded, as PyTorch's notes on CUDA graphs advise
+
 
 class AttackCopy(nn.Module):
     """A frozen eval-mode copy of a model for attacks: each BatchNorm behind a convolution is folded into it.
 
-    The copy's logits equal the model's in eval mode up to rounding. dtype is float32 or bfloat16 for convolutions and
-    linear layers; input and output stay float32. refresh() takes over the model's present weights and statistics.
-    The forward of the model must be one that torch.fx can trace: no branch on the data.
+    The copy's logits equal the model's in eval mode up to rounding. dtype is that of convolutions and linear layers,
+    float32, bfloat16 or float64; input and output stay float32. refresh() takes over the model's present weights and
+    statistics. The forward of the model must be one that torch.fx can trace: no branch on the data.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
@@ -38,8 +41,8 @@ class AttackCopy(nn.Module):
                 traced.set_submodule(name, nn.Identity())
         self.net = traced.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
         for module in self.net.modules():
-            if isinstance(module, nn.BatchNorm2d):  # no convolution before it; its statistics stay float32
-                module.float()
+            if isinstance(module, nn.BatchNorm2d) and dtype == torch.bfloat16:
+                module.float()  # no convolution before it: its statistics stay float32
         theirs = dict(model.named_parameters()) | dict(model.named_buffers())
         own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         renewed = {id(tensor) for module, _, _ in self.sources for tensor in module.parameters()}
@@ -92,11 +95,50 @@ class Itself:
 def attack_target(model: nn.Module, speed: str, precision: str = "fp32"):
     """What an attack on model runs on; call its refresh() after each update of the model.
 
-    speed 'plain' is the model itself (in fp32), 'fast' an AttackCopy, 'compile' one behind torch.compile.
+    speed 'plain' is the model itself (in fp32), 'fast' an AttackCopy, 'compile' one behind torch.compile. With any
+    other precision than 'fp32' the copy is in bf16.
     """
     if speed == "plain" and precision == "fp32":
         return Itself(model)
-    copy_ = AttackCopy(model, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    copy_ = AttackCopy(model, torch.float32 if precision == "fp32" else torch.bfloat16)
     if speed == "compile":
-        copy_.net = torch.compile(copy_.net)
+        on_cuda = next(model.parameters()).is_cuda
+        copy_.net = torch.compile(copy_.net, dynamic=False, mode="max-autotune-no-cudagraphs" if on_cuda else None)
     return copy_
+
+
+def captured(step) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A step.Step on a CUDA device, called as it is, but replayed from a CUDA graph: one launch instead of thousands.
+
+    For each of the step's modes and batch sizes, so also for the smaller last batch, the first WARM_UP calls are
+    plain steps; then one is recorded. What an epoch changes beside the mode must be a tensor: the learning rate is
+    made one here. The same random numbers are drawn as without graphs (the generator is registered with each).
+    Nothing in the step may wait for the device.
+    """
+    for group in step.optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=step.generator.device)
+    side, pool = torch.cuda.Stream(step.generator.device), torch.cuda.graph_pool_handle()
+    calls, graphs = Counter(), {}
+
+    def take(*batch: Tensor) -> Tensor:
+        key = (len(batch[0]), *step.mode)
+        calls[key] += 1
+        if calls[key] <= WARM_UP:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loss = step(*batch)
+            torch.cuda.current_stream().wait_stream(side)
+            return loss
+        if key not in graphs:
+            graph, inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in batch]
+            graph.register_generator_state(step.generator)
+            with torch.cuda.graph(graph, pool=pool, stream=side):
+                loss = step(*inputs)
+            graphs[key] = graph, inputs, loss
+        graph, inputs, loss = graphs[key]
+        for tensor, given in zip(inputs, batch, strict=True):
+            tensor.copy_(given)
+        graph.replay()
+        return loss
+
+    return take

@@ -147,12 +147,13 @@ class Ensemble(Hard):
         within("ramp_end", ramp_end, 0, 1)
         self.te_weight, self.alpha, self.ramp_end = te_weight, alpha, ramp_end
         self.register_buffer("p", torch.zeros(len(y), classes))
+        self.register_buffer("weight", torch.tensor(0.0), persistent=False)  # a tensor, so that a graph can capture it
 
     def start_epoch(self, epoch: int, first_refined: int, epochs: int) -> None:
         super().start_epoch(epoch, first_refined, epochs)
         last = max(first_refined, round(self.ramp_end * epochs))
         left = max(0, last - epoch) / max(1, last - first_refined)  # 1 - u
-        self.weight = self.te_weight * math.exp(-5 * left**2)
+        self.weight.fill_(self.te_weight * math.exp(-5 * left**2))
 
     def penalty(self, index: Tensor, predict: Callable[[], Tensor]) -> Penalty | None:
         if not self.refining:
@@ -160,8 +161,7 @@ class Ensemble(Hard):
         with torch.no_grad():
             self.p[index] = self.alpha * self.p[index] + (1 - self.alpha) * predict().float().softmax(1)
         guide = self.p[index] / self.p[index].sum(1, keepdim=True)
-        weight = self.weight
-        return lambda logits: weight * (logits.softmax(1) - guide).square().mean(1)
+        return lambda logits: self.weight * (logits.softmax(1) - guide).square().mean(1)
 
 
 LABELS: dict[str, type[Hard]] = {"hard": Hard, "smooth": Smooth, "self_guided": SelfGuided, "ensemble": Ensemble}

@@ -5,23 +5,26 @@ import math
 import pytest
 import torch
 
+from benchmarks import speed
 from sglrlib import checkpoint
 from sglrlib.attacks import PGD
 from sglrlib.autoattack import Part
 from sglrlib.diagnostics import DIAGNOSTICS
 from sglrlib.evaluate import correct
+from sglrlib.fast import captured
 from sglrlib.measure import diagnose, look
 from sglrlib.methods import METHODS
 from sglrlib.models import build_model
 from sglrlib.recipes import PAPER_ROWS, ROWS
 from sglrlib.runs import run
+from sglrlib.step import Step
 from sglrlib.train import run_data, run_model, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile's own
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
 @pytest.mark.parametrize("speed", ["plain", "fast", "compile"])
 def test_a_run_trains_and_resumes_on_cuda(small, tmp_path, speed, precision):
     config = small(arch="wrn10_1", augment="crop_flip", epochs=2, precision=precision, refine_start=0.0)
@@ -29,6 +32,79 @@ def test_a_run_trains_and_resumes_on_cuda(small, tmp_path, speed, precision):
     state = checkpoint.load(tmp_path / "last.pt", "cpu")
     assert len(state["curve"]) == 2 and state["labels"]["p"].isfinite().all()
     train(config, tmp_path, device="cpu", report=lambda row: None)  # a finished run has nothing left to do
+
+
+def steps_of(config, speed="fast"):
+    """A step of config on CUDA and its training split."""
+    data, model = run_data(config).to("cuda").train, run_model(config).to("cuda", memory_format=torch.channels_last)
+    labels = config.label_rule(data.y, 10).to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=5e-4, fused=True)
+    return Step(config, model, labels, optimizer, torch.Generator("cuda"), speed=speed), data
+
+
+def epochs_of(step, take, data, epochs):
+    """The losses of some epochs, seeded as train() seeds them; every epoch ends in a smaller batch."""
+    losses = []
+    for epoch in range(1, epochs + 1):
+        step.generator.manual_seed(epoch)
+        step.start_epoch(epoch)
+        losses += [take(*batch).clone() for batch in data.batches(step.config.batch_size, step.generator, "crop_flip")]
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(labels="ensemble"), dict(method="trades"), dict(awp=0.01)], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
+def test_a_captured_step_loses_what_the_step_loses(small, changes, precision):
+    config = small(arch="wrn10_1", batch_size=16, epochs=8, refine_start=0.5, lr=0.01, precision=precision, **changes)
+    step, data = steps_of(config)
+    expected = epochs_of(step, step, data, 8)
+    step, data = steps_of(config)
+    found = epochs_of(step, captured(step), data, 8)
+    assert len(data) % 16 and torch.allclose(found, expected, rtol=0.02 if precision == "fp32" else 0.1)
+    assert torch.allclose(found[:4], expected[:4], rtol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["cnn8", "bn_cnn8", "wrn10_1"])
+def test_fast_and_plain_steps_lose_the_same_on_cuda(small, arch):
+    config = small(arch=arch, batch_size=16, epochs=2, refine_start=0.0, lr=0.01)
+    losses = {
+        speed: epochs_of(step, step, data, 2) for speed in ("plain", "fast") for step, data in [steps_of(config, speed)]
+    }
+    assert torch.allclose(losses["plain"][:4], losses["fast"][:4], rtol=1e-2)
+
+
+def test_nothing_in_an_epoch_waits_for_the_device(small):
+    step, data = steps_of(small(arch="wrn10_1", batch_size=16, refine_start=0.0))
+    take = captured(step)
+    epochs_of(step, take, data, 5)  # both batch sizes are captured by now
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in data.batches(16, step.generator, "crop_flip"):
+            take(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_run_goes_on_from_cuda_to_cpu_and_back(small, tmp_path):
+    config = small(arch="wrn10_1", epochs=3)
+
+    class Enough(Exception):
+        pass
+
+    def stop(row):
+        raise Enough
+
+    for device in ("cuda", "cpu", "cuda"):
+        with pytest.raises(Enough):
+            train(config, tmp_path, device=device, report=stop)
+    curve = checkpoint.load(tmp_path / "last.pt", "cpu")["curve"]
+    assert [row["epoch"] for row in curve] == [1, 2, 3]
+    assert [row["lr"] for row in curve] == [config.lr_at(epoch) for epoch in (1, 2, 3)]
+
+
+def test_the_benchmarks_gate_is_passed_on_cuda():
+    for arch in ("cnn16", "wrn10_1", "resnet18"):
+        speed.gate(speed.task(arch, "cuda", 8, images=16))
 
 
 def test_cuda_and_cpu_agree_on_the_first_epoch(small, tmp_path):

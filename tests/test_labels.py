@@ -139,7 +139,7 @@ def test_temporal_ensembling_by_hand():
     weights = []
     for epoch in (90, 120, 150, 200):  # u = 0, 1/2, 1, 1
         rule.start_epoch(epoch, 90, 200)
-        weights.append(rule.weight)
+        weights.append(rule.weight.item())
     assert weights == pytest.approx([300 * math.exp(-5), 300 * math.exp(-1.25), 300, 300])
 
     # p: 0 -> (.05, .05), divided by its sum (.5, .5); then (.045 + .08, .045 + .02), divided (.658, .342)

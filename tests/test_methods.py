@@ -8,7 +8,7 @@ from torch import nn
 from sglrlib.methods import METHODS, PGDAT, TRADES, Distillation, Standard, adversarial_weights, clean_logits
 from sglrlib.models import build_model
 from sglrlib.recipes import recipe
-from sglrlib.train import clean_pass_mode
+from sglrlib.step import clean_pass_mode
 
 
 class Lookup(nn.Module):

@@ -1,5 +1,6 @@
 """The README's numbers are those of the committed results, and its promises about files hold."""
 
+import json
 import re
 
 import pytest
@@ -39,6 +40,17 @@ def test_the_mini_table_and_its_claims_are_the_committed_results(committed):
     runs = {row: committed(row, "cifar10", "mini")[:1] for row in PAPER_ROWS}
     lines = overview(runs, ["natural", "pgd_20"]).to_string(index=False).splitlines()
     assert all(line.strip() in (RESULTS / "README.md").read_text() for line in lines)
+
+
+def test_the_speed_is_that_of_the_saved_benchmark():
+    found = json.loads((RESULTS / "speed" / "amd-epyc.json").read_text())["training"]
+    medians = {r["what"]: r["median"] for r in found["rows"] if r["network"] == "resnet18" and r["threads"] == 1}
+    medians |= {r["rung"]: r["median"] for r in found["ladder"]}
+    names = "step, fp32, against release", "step, bf16, against release", "+ update in bf16", "step, fp32, against rice"
+    fp32, bf16, amp, rice = (f"{medians[name]:.2f}" for name in names)
+    text = " ".join(README.split("## Speed")[1].split("##")[0].split())
+    assert f"divided by {fp32} in fp32, by {bf16} with the attack in bf16" in text
+    assert f"and by {amp} with the update in bf16" in text and f"Rice et al. {rice} in fp32" in text
 
 
 def test_every_link_into_the_repository_exists():

@@ -25,7 +25,8 @@ from sglrlib.models import build_model
 from sglrlib.recipes import ROWS
 from sglrlib.results import publish, stored
 from sglrlib.runs import export, load_model, run
-from sglrlib.train import Diverged, best_epoch, run_data, run_model, train, training_attack
+from sglrlib.step import training_attack
+from sglrlib.train import Diverged, best_epoch, run_data, run_model, train
 
 SILENT = dict(say=lambda line: None)
 RUN_ONE = """
@@ -288,8 +289,8 @@ def test_each_step_moves_the_weights_and_attacks_the_penalty_when_it_is_time(sma
         penalties.append(penalty is not None)
         return x
 
-    monkeypatch.setattr("sglrlib.train.adversarial_weights", moved)
-    monkeypatch.setattr("sglrlib.train.training_attack", lambda config: attack)
+    monkeypatch.setattr("sglrlib.step.adversarial_weights", moved)
+    monkeypatch.setattr("sglrlib.step.training_attack", lambda config: attack)
     config = small(labels="ensemble", refine_start=0.75, awp=0.01, awp_start=0.5, arch="wrn10_1", te_weight=1.0)
     train(config, tmp_path, report=lambda row: None)
     assert gammas == [0.0] * 2 + [0.01] * 6
