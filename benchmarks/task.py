@@ -16,7 +16,7 @@ from sglrlib.evaluate import exact_fp32
 from sglrlib.fast import AttackCopy, captured
 from sglrlib.recipes import recipe
 from sglrlib.step import Step, training_attack
-from sglrlib.train import run_data, run_model
+from sglrlib.train import first_step, run_data, run_model
 
 # What the gate allows. Of the gradient on the median image, the distance to the reference's relative to its length (a
 # rare image sits on a ReLU's kink, where rounding alone decides). Of the attacked images, in fp64, the share of pixels
@@ -57,14 +57,9 @@ class Task:
         return partial(reference.Rice(self.config, self.model()), *self.batch, self.noise)
 
     def step(self, precision="fp32", speed="fast") -> Step:
-        """The library's own, as train() sets it up."""
-        config = self.config.but(precision=precision)
-        model = self.model().to(memory_format=torch.contiguous_format if speed == "plain" else torch.channels_last)
-        labels = config.label_rule(self.data.y, DATASETS[config.dataset].classes).to(self.data.y.device)
-        optimizer = torch.optim.SGD(
-            model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
-        )
-        step = Step(config, model, labels, optimizer, torch.Generator(self.data.y.device).manual_seed(0), speed=speed)
+        """The library's own, as train() sets it up, in its first epoch."""
+        step = first_step(self.config.but(precision=precision), self.data.y, speed=speed)
+        step.generator.manual_seed(0)
         step.start_epoch(1)
         return step
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sglrlib import checkpoint
@@ -35,26 +35,20 @@ def train(
     the loss is NaN or infinite.
     """
     data = run_data(config).to(device)
-    layout = torch.contiguous_format if speed == "plain" else torch.channels_last
-    model = run_model(config).to(device, memory_format=layout)
-    labels = config.label_rule(data.train.y, DATASETS[config.dataset].classes).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
-    )
-    parts = dict(model=model, labels=labels, optimizer=optimizer)
+    step = first_step(config, data.train.y, speed=speed, teachers=teachers)
+    parts = dict(model=step.model, labels=step.labels, optimizer=step.optimizer)
     if config.swa_start < 1:
-        parts["averaged"] = AveragedModel(model)
+        parts["averaged"] = AveragedModel(step.model)
     curve = checkpoint.restore(folder / "last.pt", parts, device)
-    generator = torch.Generator(device)
-    step = Step(config, model, labels, optimizer, generator, teachers=teachers, speed=speed)
-    take = captured(step) if speed != "plain" and generator.device.type == "cuda" else step
-    record = partial(diagnose, config, run_model(config).to(device), labels, step.method, teachers, data)
+    take = captured(step) if speed != "plain" and data.train.y.is_cuda else step
+    batches = partial(data.train.batches, config.batch_size, step.generator, config.augment)
+    record = partial(diagnose, config, run_model(config).to(device), step.labels, step.method, teachers, data)
 
     for epoch in range(len(curve) + 1, config.epochs + 1):
         started, total = time.perf_counter(), torch.zeros((), device=device)
-        generator.manual_seed(config.seed * 1_000_003 + epoch)
+        step.generator.manual_seed(config.seed * 1_000_003 + epoch)
         step.start_epoch(epoch)
-        for x, y, index in data.train.batches(config.batch_size, generator, config.augment):
+        for x, y, index in batches():
             total += take(x, y, index) * len(y)
         row = dict(epoch=epoch, lr=config.lr_at(epoch), loss=total.item() / len(data.train))
         if not math.isfinite(row["loss"]):
@@ -62,11 +56,11 @@ def train(
                 f"the loss of epoch {epoch} is {row['loss']}; the last good checkpoint is that of epoch {epoch - 1} "
                 f"in {folder}. A smaller lr than {config.lr} may help."
             )
-        judged = model
+        judged = step.model
         if config.averages_at(epoch):
             judged = parts["averaged"].module
-            parts["averaged"].update_parameters(model)
-            update_bn(data.train.batches(config.batch_size, generator, config.augment), judged)  # re-estimated, clean
+            parts["averaged"].update_parameters(step.model)
+            update_bn(batches(), judged)  # re-estimated, on clean images
         views = look(config, judged, data, speed)
         curve.append(row | accuracies(views) | record(judged, views, step.clean_pass))
         checkpoint.save_epoch(folder, parts, judged, curve, best_epoch(curve, config))
@@ -79,6 +73,17 @@ def run_data(config: RunConfig) -> Data:
         config.dataset, train_size=config.train_size, val_size=config.val_size, test_size=config.test_size,
         noise=config.noise, noise_rate=config.noise_rate, seed=config.seed, folds=config.folds, fold=config.fold,
     )  # fmt: skip
+
+
+def first_step(config: RunConfig, y: Tensor, *, speed="fast", teachers: Sequence[nn.Module] = ()) -> Step:
+    """The run's step with its initial weights, on the device of its training labels y (n,)."""
+    layout = torch.contiguous_format if speed == "plain" else torch.channels_last
+    model = run_model(config).to(y.device, memory_format=layout)
+    labels = config.label_rule(y, DATASETS[config.dataset].classes).to(y.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
+    )
+    return Step(config, model, labels, optimizer, torch.Generator(y.device), teachers=teachers, speed=speed)
 
 
 def run_model(config: RunConfig) -> nn.Module:

@@ -17,8 +17,7 @@ from sglrlib.methods import METHODS
 from sglrlib.models import build_model
 from sglrlib.recipes import PAPER_ROWS, ROWS
 from sglrlib.runs import run
-from sglrlib.step import Step
-from sglrlib.train import run_data, run_model, train
+from sglrlib.train import first_step, run_data, run_model, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -36,10 +35,8 @@ def test_a_run_trains_and_resumes_on_cuda(small, tmp_path, speed, precision):
 
 def steps_of(config, speed="fast"):
     """A step of config on CUDA and its training split."""
-    data, model = run_data(config).to("cuda").train, run_model(config).to("cuda", memory_format=torch.channels_last)
-    labels = config.label_rule(data.y, 10).to("cuda")
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=5e-4, fused=True)
-    return Step(config, model, labels, optimizer, torch.Generator("cuda"), speed=speed), data
+    data = run_data(config).to("cuda").train
+    return first_step(config, data.y, speed=speed), data
 
 
 def epochs_of(step, take, data, epochs):
