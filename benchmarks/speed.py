@@ -56,7 +56,7 @@ def steps(task: Task, device: str, threads: int, rounds: int, compiled=False) ->
         if device == "cuda":
             calls["reference, strict fp32"] = exact_fp32()(task.release())
             on_channels_last = task.release(task.model().to(memory_format=torch.channels_last))
-            calls["+ bf16 by autocast"] = autocast(on_channels_last, device)
+            calls["+ bf16 by autocast"] = torch.autocast(device, torch.bfloat16)(on_channels_last)
             calls["+ folded bf16 copy for the attack"] = task.ours("amp", graph=False)
             rungs["+ CUDA graph of the whole step"] = "amp"
         else:
@@ -135,14 +135,6 @@ def cascade(model: nn.Module, x: Tensor, y: Tensor, eps: float, iterations: dict
     for part, n in iterations.items():
         flags = withstood(model, x, y, Part(eps, part, n), flags)
     return flags
-
-
-def autocast(call: Callable, device: str) -> Callable:
-    def under():
-        with torch.autocast(device, torch.bfloat16):
-            return call()
-
-    return under
 
 
 def data_path(task: Task, device: str, rounds: int) -> dict:
