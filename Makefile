@@ -14,14 +14,15 @@ demo: setup
 	@echo "Executed notebook: $(DEMO)"
 	@echo "Figure:            figures/01_train_sglr_digits_mini.png"
 
-# Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed. One
-# thread: on a crowded machine several wait for each other, and are slower by a factor of ten.
+# Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed. One process
+# a core, of one thread each: where there are more, they wait for each other, and are slower by a factor of ten.
 test: export SGLR_OUT := $(CURDIR)/.test
 test: export OMP_NUM_THREADS := 1
+test: export LOKY_MAX_CPU_COUNT := 1
 test: setup lint
 	rm -rf .test
-	$(BIN)/pytest
-	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks
+	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n auto --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 900 notebooks
 
 # BENCH_OPTIONS = --compile climbs that rung of the ladder too; others: python -m benchmarks.speed --help.
 bench: export OMP_WAIT_POLICY := PASSIVE

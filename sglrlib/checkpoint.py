@@ -1,77 +1,147 @@
-"""Files that a kill -9 cannot damage: each is written whole beside its place, then moved there."""
+"""Files that a kill -9 cannot damage, and whose damage is seen: written whole beside their place, then moved there."""
 
 import csv
+import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sglrlib.lease import still_ours
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read; the message names the file and what to do."""
+FORMAT = 1  # of checkpoints; a higher one than a program knows was written by a newer version
+
+
+class StoreError(RuntimeError):
+    """A file of a run cannot be used; the message names it and says what to do."""
+
+
+class Damaged(StoreError):
+    """A file is not what was written: truncated, altered, empty, gone, or something else altogether."""
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file atomically: a reader, or a machine that loses power, sees the old content or the new."""
+    """Replace a file atomically: a reader, or a machine that loses power, sees the old content or the new.
+
+    Raises LostLease where the folder is another process's by now.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    still_ours(path.parent)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # on a full disk it would be in the way
+        raise
 
 
 def save(path: Path, values: dict) -> None:
-    """Write tensors and plain values so that load() reads them back."""
+    """Write tensors and plain values so that load() reads them back, and torch.load() too.
+
+    The SHA-256 of all before it is the comment that ends the zip file: torch itself reads flipped bits as numbers.
+    """
     buffer = io.BytesIO()
-    torch.save(values, buffer)
-    write(path, buffer.getvalue())
+    torch.save(values | dict(format=FORMAT), buffer)
+    content = buffer.getvalue()[:-2] + (32).to_bytes(2, "little")  # an empty comment's length gives way
+    write(path, content + hashlib.sha256(content).digest())
 
 
 def load(path: Path, device="cpu") -> dict:
-    """What save() wrote, without executing anything in it. Raises CheckpointError if the file cannot be read."""
+    """What save() wrote, without executing anything in it.
+
+    Raises Damaged where it is not there or not that any more, StoreError where a newer version of this library wrote
+    it.
+    """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is not there.") from error
+    if len(content) < 32 or hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise Damaged(f"{path} is damaged: its SHA-256 is not the one it was written with.")
+    try:
+        values = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        newer = values.pop("format") > FORMAT
     except Exception as error:
-        message = f"{path} is not a checkpoint that can be read ({error}). Remove it to start again."
-        raise CheckpointError(message) from error
+        kind = type(error).__name__
+        raise Damaged(f"{path} is no checkpoint of this library ({kind}); nothing in it was executed.") from error
+    if newer:
+        raise StoreError(f"{path} was written by a newer version: expected format {FORMAT}. Update, or set SGLR_OUT.")
+    return values
 
 
 def save_epoch(folder: Path, parts: dict, judged: nn.Module, curve: list[dict], best: int) -> None:
     """Save the state of a run after an epoch, best being the best epoch so far.
 
     parts is what a resume needs; judged the network that the curve speaks of: parts' model, or an average of it.
-    last.pt is what counts, and is written when all it refers to is there: best-N.pt, the weights of epoch N.
+    last.pt is what counts, and is written when all it refers to is there: best-N.pt, the weights of epoch N. What it
+    was before stays as previous.pt.
     """
     if best == curve[-1]["epoch"]:
         save(folder / f"best-{best}.pt", dict(model=judged.state_dict()))
     write(folder / "curve.csv", as_csv(curve).encode())
     states = {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve, best=best)
-    save(folder / "last.pt", states if judged is parts["model"] else states | dict(judged=judged.state_dict()))
-    for old in folder.glob("best-*.pt"):
-        if old.name != f"best-{best}.pt":
-            old.unlink()
+    last = folder / "last.pt"
+    if last.exists():
+        last.replace(folder / "previous.pt")  # a kill before the next line leaves that one, which restore() takes
+    save(last, states if judged is parts["model"] else states | dict(judged=judged.state_dict()))
+    newest = sorted(folder.glob("best-*.pt"), key=lambda path: int(path.stem.removeprefix("best-")))
+    for old in newest[:-2]:  # previous.pt may refer to the last but one
+        old.unlink()
+
+
+def restore(folder: Path, parts: dict, device="cpu", say: Callable[[str], None] = print) -> list[dict]:
+    """Put the state of the last epoch saved into parts and return the curve; [] where nothing is saved.
+
+    Where last.pt is damaged, or a kill left none, previous.pt is taken. Raises Damaged where both are there and neither
+    can be read, or the weights of the best epoch so far cannot, StoreError as load() does.
+    """
+    damage = None
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if not path.exists():
+            continue
+        try:
+            state = load(path, device)
+            load(folder / f"best-{state['best']}.pt")
+        except Damaged as error:
+            damage = damage or error
+            continue
+        if damage:
+            say(f"{damage} The checkpoint before it is taken: epoch {len(state['curve'])}.")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state["curve"]
+    if damage:
+        raise Damaged(f"{damage} No other checkpoint of the run can be used: remove {folder} to train it again.")
+    return []
+
+
+def tidy(folder: Path) -> None:
+    """Remove from a finished run the checkpoints that only a resume needs."""
+    best = load(folder / "last.pt")["best"]
+    for path in folder.glob("*.pt"):
+        if path.name not in ("last.pt", f"best-{best}.pt"):
+            path.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left."""
+    for part in folder.glob(".*.part-*"):
+        part.unlink()
 
 
 def weights(folder: Path, which: str) -> dict:
-    """The model's state in a run's 'best' or 'last' checkpoint. Raises CheckpointError where there is none."""
+    """The model's state in a run's 'best' or 'last' checkpoint. Raises as load() does."""
     last = load(folder / "last.pt")
     if which == "best":
         return load(folder / f"best-{last['best']}.pt")["model"]
     return last.get("judged", last["model"])
-
-
-def restore(path: Path, parts: dict, device="cpu") -> list[dict]:
-    """Put the state of the last epoch saved into parts and return the curve; [] where nothing is saved."""
-    if not path.exists():
-        return []
-    state = load(path, device)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["curve"]
 
 
 def as_csv(rows: list[dict]) -> str:

@@ -1,30 +1,29 @@
-"""What a run says while it trains, and where and how long it was trained."""
+"""A run's log: its epochs and their seconds, starts and failures; and where and how long it was trained."""
 
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from sglrlib.config import RunConfig
 
+LOG = "log.jsonl"  # in a run's folder
+
 
 class Log:
     """Called with each epoch's row: keeps the seconds in the run's log, and says now and then how long is left."""
 
     def __init__(self, config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]):
-        self.config, self.path, self.say = config, folder / "log.jsonl", say
+        self.config, self.folder, self.say = config, folder, say
         self.where = dict(device=device, speed=speed)
         self.started, self.done = time.monotonic(), 0
-        self.path.touch()  # a kill right after the only epoch leaves a finished run without a line here
 
     def __call__(self, row: dict) -> None:
-        with open(self.path, "a") as file:
-            # The line break comes first, so that a line cut off by a kill spoils itself alone.
-            file.write("\n" + json.dumps(dict(epoch=row["epoch"], seconds=round(row["seconds"], 3)) | self.where))
+        note(self.folder, epoch=row["epoch"], seconds=round(row["seconds"], 3), **self.where)
         self.done += 1
         epoch, epochs = row["epoch"], self.config.epochs
         if self.done == 1 or epoch == epochs or epoch % max(1, epochs // 5) == 0:
@@ -34,11 +33,43 @@ class Log:
             self.say(f"{self.config.title} seed {self.config.seed}: epoch {epoch}/{epochs}, {accuracy}, {clock}")
 
 
+def note(folder: Path, **values) -> None:
+    """Add a line to a run's log. The line break comes first, so that a line cut off by a kill spoils itself alone."""
+    with open(folder / LOG, "a") as file:
+        file.write("\n" + json.dumps(values))
+
+
+def newest_first(folder: Path) -> Iterator[dict]:
+    """The whole lines of a run's log, the last one first; those that a kill cut off are left out."""
+    try:
+        text = (folder / LOG).read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    for line in reversed(text.splitlines()):
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
+
+
+def failure(folder: Path) -> str:
+    """The error with which a run failed when it was last worked on, '' where it did not."""
+    return next(newest_first(folder), {}).get("failed", "")
+
+
+def last_epoch(folder: Path) -> int:
+    """The last epoch that a run's log has, 0 for none."""
+    return next((line["epoch"] for line in newest_first(folder) if "epoch" in line), 0)
+
+
+def epoch_seconds(folder: Path) -> dict[int, float]:
+    """Epoch -> seconds, of those in a run's log; the last time counts where an epoch was done again."""
+    return {line["epoch"]: line["seconds"] for line in list(newest_first(folder))[::-1] if "epoch" in line}
+
+
 def provenance(folder: Path, device: str, speed: str) -> dict:
     """Where and how long a run was trained: the seconds are summed over the epochs that count, resumed or not."""
-    lines = [line for line in (folder / "log.jsonl").read_text().splitlines() if line.endswith("}")]  # whole ones
-    seconds = {row["epoch"]: row["seconds"] for row in map(json.loads, lines)}
-    return where(device, speed) | dict(seconds=round(sum(seconds.values()), 1))
+    return where(device, speed) | dict(seconds=round(sum(epoch_seconds(folder).values()), 1))
 
 
 def where(device: str, speed: str) -> dict:

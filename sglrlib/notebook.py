@@ -1,15 +1,21 @@
 """A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
 
 import ast
+import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import joblib
 from IPython import get_ipython
 
 from sglrlib import results, runs
-from sglrlib.checks import one_of, same_type, within
+from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
@@ -24,8 +30,8 @@ def parameters(**own) -> tuple[SimpleNamespace, dict]:
     value. Only cells that do nothing but assign literals count: the parameters cell and the one papermill injects.
     papermill merely warns of a name that it does not know: here that is a UsageError, and so is a wrong type.
     """
-    shell = get_ipython()
-    return read(shell.user_ns, shell.user_ns["In"], own)
+    namespace = _plan.namespace if _plan else get_ipython().user_ns
+    return read(namespace, namespace["In"], own)
 
 
 def read(namespace: dict, cells: Iterable[str], own: dict) -> tuple[SimpleNamespace, dict]:
@@ -68,8 +74,11 @@ def seeds_of(own: SimpleNamespace) -> range:
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a parameter such as 'PGD-AT, AWP'."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """The names in a parameter such as 'PGD-AT, AWP'. Raises UsageError where there is none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{text!r} names nothing: expected one or more names, such as 'PGD-AT, AWP'.")
+    return names
 
 
 def rules(text: str) -> list[str]:
@@ -107,41 +116,92 @@ def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = r
     """The result of each configuration by job(config, **how), a function of sglrlib.runs; those missing are left out.
 
     They are run, or only shown where own.train is False, and published where own.publish says so. How far each run is,
-    and which is missing, is printed. Several runs to train share the cores of a CPU, one on each.
+    and which is missing, is printed. Several runs to train share the cores of a CPU, one on each. One that fails stops
+    no other: it is left out, and printed with the end of its log. Raises RuntimeError where all failed.
     """
     how |= dict(train_missing=own.train, device=own.device, speed=own.speed)
     configs = list({config.id: config for config in configs}.values())
-    if own.train and runs.pick_device(own.device) == "cpu":
-        side_by_side([config for config in configs if results.stored(config) is None], job, how)
+    device = runs.refuse_settings(own.device, own.speed, how.get("images", 0))
+    if _plan:
+        _plan.wanted += [Wanted(config, job, how) for config in configs]
+        return []
+    failed = set()
+    if own.train and device == "cpu":
+        failed = side_by_side([config for config in configs if not runs.is_stored(config)], job, how)
     found = []
-    for config in configs:
-        result = job(config, **how)
-        if result is None:
-            print(f"missing: {config.id} (train = False)")
-            continue
-        found.append(result)
-        if own.publish:
-            results.publish(result)
+    for config in (config for config in configs if config.id not in failed):
+        result = runs.attempt(job, config, **how)
+        if result is not None:
+            found.append(result)
+            if own.publish:
+                results.publish(result)
+        elif not own.train:
+            print(runs.failed(config) or f"missing: {config.id} (train = False)")
+    if own.train and configs and not found:
+        raise RuntimeError(f"all {len(configs)} runs failed: see the ends of their logs above.")
     return found
 
 
-def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> None:
-    """Do several jobs at once, one on each core; nothing where there is but one job or core."""
+def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]:
+    """Do several jobs at once, one on each core; nothing where there is but one job or core. Returns what failed."""
     together = min(len(configs), joblib.cpu_count())
     if together < 2:
-        return
+        return set()
     print(f"{len(configs)} runs, {together} at a time; each writes how far it is to log.jsonl in its folder of runs/")
-    started = time.monotonic()
+    started, failed = time.monotonic(), set()
     with joblib.parallel_config("loky", n_jobs=together, inner_max_num_threads=1):
         done = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(quiet)(job, c, how) for c in configs)
-        for number, title in enumerate(done, 1):
-            print(f"{number} of {len(configs)} done after {time.monotonic() - started:.0f} s: {title}")
+        try:
+            for number, (config, failure) in enumerate(done, 1):
+                after = f"{number} of {len(configs)} done after {time.monotonic() - started:.0f} s"
+                print(failure or f"{after}: {config.title} seed {config.seed}")
+                failed |= {config.id} if failure else set()
+        except BrokenProcessPool:
+            print("one of these processes was killed, so the rest is done one after another")
+    return failed
 
 
-def quiet(job: Callable, config: RunConfig, how: dict) -> str:
-    """Do a job without a word; returns whose it was."""
-    job(config, say=lambda text: None, **how)
-    return f"{config.title} seed {config.seed}"
+def quiet(job: Callable, config: RunConfig, how: dict) -> tuple[RunConfig, str]:
+    """Do a job without a word; returns whose it was, and how it failed ('' where it did not)."""
+    said = []
+    done = runs.attempt(job, config, say=said.append, **how)
+    return config, "" if done else said[-1]
+
+
+class Wanted(NamedTuple):
+    """What a notebook asked gather() for: job(config, **how)."""
+
+    config: RunConfig
+    job: Callable
+    how: dict
+
+
+@dataclass
+class _Plan:
+    namespace: dict
+    wanted: list[Wanted]
+
+
+_plan: _Plan | None = None  # set while planned() executes a notebook
+
+
+def planned(cells: Iterable[str]) -> list[Wanted]:
+    """What a notebook's code cells would ask gather() for, in that order: they are executed, and nothing is computed.
+
+    Only the cells up to the last one that asks for runs are. Raises what they raise, such as UsageError.
+    """
+    global _plan
+    cells = list(cells)
+    asking = [i for i, cell in enumerate(cells, 1) if re.search(r"notebook\.(gather|collect|labelled)\(", cell)]
+    _plan = _Plan(dict(In=[]), [])
+    try:
+        with redirect_stdout(io.StringIO()):
+            for cell in cells[: max(asking, default=0)]:
+                _plan.namespace["In"].append(cell)
+                exec(cell, _plan.namespace)
+        return _plan.wanted
+    finally:
+        _plan = None
 
 
 def describe_results(found: dict[str, list[Result]], wanted: int) -> str:

@@ -22,7 +22,10 @@ def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", *
 
 
 def default_scale(dataset: str) -> str:
-    """The scale that a dataset is run at when none is named: its first row in RECIPES."""
+    """The scale that a dataset is run at when none is named: its first row in RECIPES. Raises UsageError for an unknown
+    dataset.
+    """
+    one_of("dataset", dataset, RECIPES)
     return next(iter(RECIPES[dataset]))
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sglrlib import checkpoint
-from sglrlib.checks import UsageError
+from sglrlib.checkpoint import Damaged
 from sglrlib.config import RunConfig, make_config
 from sglrlib.paths import RESULTS, RUNS
 
@@ -76,6 +77,12 @@ class Result:
         return dataclasses.replace(self, evaluations=checkpoints)
 
 
+def paired(ones: list[Result], others: list[Result]) -> list[tuple[Result, Result]]:
+    """The runs of the seeds that both lists have, so that one that failed takes only its own seed out."""
+    by_seed = {run.config.seed: run for run in others}
+    return [(run, by_seed[run.config.seed]) for run in ones if run.config.seed in by_seed]
+
+
 def stored(config: RunConfig, columns: Sequence[str] = (), images: int = 0, *, committed=False) -> Result | None:
     """The result of a configuration from this machine's runs, else None; with committed, the committed ones count too.
 
@@ -99,18 +106,31 @@ def publish(result: Result) -> Path:
 
 
 def write(path: Path, result: Result) -> None:
-    """Write a result as JSON, whole or not at all."""
-    checkpoint.write(path, (json.dumps(dataclasses.asdict(result), indent=1) + "\n").encode())
+    """Write a result as JSON, whole or not at all, with a digest of all it says."""
+    values = json.loads(json.dumps(dataclasses.asdict(result)))
+    checkpoint.write(path, (json.dumps(values | dict(sha256=digest(values)), indent=1) + "\n").encode())
 
 
 def read(config: RunConfig, path: Path) -> Result:
-    """What write() wrote. Raises UsageError for the result of another configuration."""
-    values = json.loads(path.read_text())
+    """What write() wrote. Raises Damaged for anything else: an edited number, another configuration's result."""
+    remedy = "Restore it, or remove it: with train = True the run's checkpoints are then judged again."
+    try:
+        values = json.loads(path.read_bytes())
+        written = values.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} is no result of this library ({type(error).__name__}: {error}). {remedy}") from error
+    if digest(values) != written:
+        raise Damaged(f"{path} was edited or damaged: it does not have the SHA-256 that stands in it. {remedy}")
     own = values.pop("config")
     own |= own.pop("method_options") | own.pop("label_options")
     if make_config(**own).id != config.id:
-        raise UsageError(f"{path} holds another configuration than its name says; remove it.")
+        raise Damaged(f"{path} holds another configuration than its name says; remove it.")
     return Result(config=config, **values)
+
+
+def digest(values: dict) -> str:
+    """The SHA-256 of a result's values, however the file lays them out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def pack(flags: Tensor) -> str:

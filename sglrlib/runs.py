@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,30 +19,70 @@ from sglrlib import checkpoint, results
 from sglrlib.attacks import AFTER, Transfer, chain, named_attack
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, Split
+from sglrlib.data import DATASETS, DataError, Split
 from sglrlib.evaluate import correct, outputs, withstood
-from sglrlib.log import Log, provenance, where
+from sglrlib.lease import alone
+from sglrlib.log import LOG, Log, failure, newest_first, note, provenance, where
 from sglrlib.paths import RUNS
 from sglrlib.results import CHECKPOINTS, Result, pack_shares, stored
 from sglrlib.sanity import Check, suspect
 from sglrlib.train import best_epoch, run_data, run_model, train
 
 
-def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), **how) -> Result | None:
+def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), *, by: Callable | None = None, **how) -> Result | None:
     """The result of a configuration, its best and last checkpoints judged as they are and under attacks (ATTACKS).
 
-    What this machine has is loaded; a run that was begun is resumed, after its teachers' runs; of an evaluation that
-    was begun, only what is missing is done. A second process that wants the same run waits for the first and then
-    loads. how is passed to obtain(). Raises UsageError, before any work starts, for a name or value that cannot be.
+    What this store has is loaded; a run that was begun is resumed, after its teachers' runs; of an evaluation that
+    was begun, only what is missing is done. A second process that wants the same run, on this machine or another, waits
+    for the first and then loads. how is passed to obtain(), or to what else by is: lacking() computes nothing. Raises
+    UsageError, before any work starts, for a name or value that cannot be.
     """
     eps, step = config.eps_255 / 255, config.step_255 / 255
     columns = ["natural", *(column for attack in attacks for column in chain(attack))]
-    return obtain(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
+    return (by or obtain)(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
+
+
+def attempt(job: Callable, config: RunConfig, **how) -> Result | None:
+    """job(config, **how), run() or another one of this module; None where it fails, which is kept in the run's log.
+
+    What would fail alike for every run is raised: UsageError and DataError.
+    """
+    try:
+        return job(config, **how)
+    except (UsageError, DataError):
+        raise
+    except Exception as error:
+        note_failure(config, error)
+        how.get("say", print)(failed(config) or f"failed: {config.id}: {error}")
+        return None
+
+
+def note_failure(config: RunConfig, error: BaseException) -> None:
+    """Write into a run's log that it failed, why and where; not where even that fails, as on a full disk."""
+    places = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)[-3:]]
+    with suppress(OSError):
+        (RUNS / config.id).mkdir(parents=True, exist_ok=True)
+        note(RUNS / config.id, failed=f"{type(error).__name__}: {error}", at=places)
+
+
+def failed(config: RunConfig) -> str:
+    """A failed run's name and the last lines of its log; '' where it did not fail when it was last worked on."""
+    folder = RUNS / config.id
+    if not failure(folder):
+        return ""
+    tail = [json.dumps(line) for line in islice(newest_first(folder), 3)][::-1]
+    return "\n    ".join([f"failed: {config.id}, whose {LOG} ends in", *tail])
+
+
+def is_stored(config: RunConfig) -> bool:
+    """Whether this store has a result of the run, with whichever columns."""
+    return (RUNS / config.id / "result.json").exists()
 
 
 def transfer(
-    config: RunConfig, source: RunConfig, attacks: Sequence[str] = ("pgd_10", "cw_inf"), *, which="best", **how
-) -> Result | None:
+    config: RunConfig, source: RunConfig, attacks: Sequence[str] = ("pgd_10", "cw_inf"), *, which="best",
+    by: Callable | None = None, **how,
+) -> Result | None:  # fmt: skip
     """run() under adversarial images made on another run's network, its checkpoint which ('best' or 'last'): the
     black-box attacks of Table B.3. The columns' names are transfer_column()'s.
 
@@ -50,7 +92,7 @@ def transfer(
     refuse_cascades(attacks)
     if source.dataset != config.dataset:
         raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
-    if how.get("train_missing", True):
+    if how.get("train_missing", True) and by is None:
         run(source, (), **how)
 
     def attack(name):
@@ -58,7 +100,7 @@ def transfer(
         return Transfer(white_box, load_model(source, which, pick_device(how.get("device", ""))))
 
     columns = {transfer_column(name, source, which): partial(attack, name) for name in attacks}
-    return obtain(config, dict(natural=None) | columns, **how)
+    return (by or obtain)(config, dict(natural=None) | columns, **how)
 
 
 def refuse_cascades(attacks: Sequence[str]) -> None:
@@ -73,7 +115,9 @@ def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
     return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
 
 
-def confidences(config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"), **how) -> Result | None:
+def confidences(
+    config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"), *, by: Callable | None = None, **how
+) -> Result | None:
     """run(), with the probabilities that both checkpoints give to the test images, see Result.confidence().
 
     Every image is attacked here, also one that is misclassified as it is. Raises UsageError as run() does, and for a
@@ -82,7 +126,13 @@ def confidences(config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"
     eps, step = config.eps_255 / 255, config.step_255 / 255
     refuse_cascades(attacks)
     columns = {f"confidence {a}": None if a == "natural" else partial(named_attack, a, eps, step) for a in attacks}
-    return obtain(config, dict(natural=None) | columns, **how)
+    return (by or obtain)(config, dict(natural=None) | columns, **how)
+
+
+def lacking(config: RunConfig, columns: Sequence[str], *, images=0, train_missing=True, **_) -> list[str]:
+    """What obtain() with these arguments would have to do: 'training', then the columns that are not there."""
+    result = stored(config, columns, images, committed=not train_missing)
+    return ["training", *columns] if result is None else [c for c in columns if not result.has(c, images)]
 
 
 def obtain(
@@ -95,15 +145,15 @@ def obtain(
     False nothing is computed, a committed result counts too, a column may be missing, and None stands for no result.
     device '' is CUDA where there is one.
     """
-    one_of("speed", speed, ["plain", "fast", "compile"])
-    within("images", images, 0)
-    device = pick_device(device)
+    device = refuse_settings(device, speed, images)
     result = stored(config, columns, images, committed=not train_missing)
     if not train_missing or (result and all(result.has(column, images) for column in columns)):
         return result
     folder = RUNS / config.id
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, say):
+        checkpoint.remove_parts(folder)
+        note(folder, started=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), host=platform.node())
         result = stored(config) or trained(config, folder, device, speed, say)
         results.write(folder / "result.json", result)
         test = run_data(config).test.to(device)
@@ -112,17 +162,24 @@ def obtain(
     return result
 
 
+def refuse_settings(device: str, speed: str, images: int = 0) -> str:
+    """The device that is meant. Raises UsageError for settings of obtain() that cannot be."""
+    one_of("speed", speed, ["plain", "fast", "compile"])
+    within("images", images, 0)
+    return pick_device(device)
+
+
 def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
     """Train a run to its end, after its teachers; a result without evaluations."""
     how = dict(device=device, speed=speed, say=say)
     for teacher in config.teachers:
         run(teacher, (), **how)
-    for leftover in folder.glob(".*.part-*"):  # of a process that was killed while it wrote
-        leftover.unlink()
     checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
     say(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
     teachers = [load_model(teacher, "best", device) for teacher in config.teachers]
-    train(config, folder, teachers=teachers, device=device, speed=speed, report=Log(config, folder, device, speed, say))
+    report = Log(config, folder, device, speed, say)
+    train(config, folder, teachers=teachers, device=device, speed=speed, report=report, say=say)
+    checkpoint.tidy(folder)
     data = run_data(config)
     curve = checkpoint.load(folder / "last.pt")["curve"]
     wrong = int((data.train.y != data.train.y_clean).sum())
@@ -179,21 +236,6 @@ def suspected(config: RunConfig, which: str = "best", *, images=200, device="") 
     device = pick_device(device)
     test = run_data(config).test.first(images).to(device)
     return suspect(load_model(config, which, device), test.x(), test.y, config.eps_255 / 255)
-
-
-@contextmanager
-def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Within: no other process of this machine is here. The lock goes with the process, even if that is killed."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"waiting for the process that works on {folder.name}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def holds(config: RunConfig) -> bool:

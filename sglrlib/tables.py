@@ -9,8 +9,10 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 from torch import Tensor
 
-from sglrlib.paths import PAPER
-from sglrlib.results import Result
+from sglrlib.config import RunConfig
+from sglrlib.log import failure
+from sglrlib.paths import PAPER, RUNS
+from sglrlib.results import Result, paired
 
 TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf"}
 CHECKPOINTS = {"best": "best", "final": "last"}  # the paper's word -> ours
@@ -71,13 +73,16 @@ def is_slip(row: str, column: str, **place) -> bool:
     return None not in shown and abs(shown[0] - shown[1] - shown[2]) > ROUNDING
 
 
-def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natural", "pgd_20")) -> pd.DataFrame:
+def beside_paper(
+    runs: dict[str, list[Result]], columns: Iterable[str] = ("natural", "pgd_20"), wanted: Iterable[RunConfig] = ()
+) -> pd.DataFrame:
     """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
     runs: method -> its runs, one a seed. columns may be a dictionary from our name of a column to the paper's. Where
     the paper has no number for our dataset and network, that for ResNet-18 on CIFAR-10 is shown for orientation, marked
     with a star, and no difference is taken. A dagger marks a Diff of the paper that is not its Best minus its Final.
-    '95 %' is the interval that the number of test images leaves, see interval(). n is test images x seeds.
+    '95 %' is the interval that the number of test images leaves, see interval(). n is test images x seeds. Of the
+    wanted runs, those that failed follow in rows of their own.
     """
     headers = ["method", "accuracy", "ours", "95 %", "paper", "difference", "n"]
     rows = []
@@ -105,11 +110,24 @@ def beside_paper(runs: dict[str, list[Result]], columns: Iterable[str] = ("natur
                         "n": f"{those[0].n(column)} x {len(those)}",
                     }
                 )
+    for config in failed(runs, columns, wanted):
+        rows.append(
+            dict.fromkeys(headers, "–") | dict(method=config.title, accuracy=f"seed {config.seed}", ours="failed")
+        )
     return pd.DataFrame(rows, columns=headers)
 
 
-def overview(runs: dict[str, list[Result]], columns: Iterable[str]) -> pd.DataFrame:
-    """Ours alone, one row a method: best -> final of each column, mean ± std over seeds, and how many seeds."""
+def failed(runs: dict[str, list[Result]], columns: Iterable[str], wanted: Iterable[RunConfig]) -> list[RunConfig]:
+    """Those of the wanted runs that lack something and failed when they were last worked on."""
+    whole = {run.config.id for those in runs.values() for run in those if all(run.has(c, 1) for c in columns)}
+    return [config for config in wanted if config.id not in whole and failure(RUNS / config.id)]
+
+
+def overview(runs: dict[str, list[Result]], columns: Iterable[str], wanted: Iterable[RunConfig] = ()) -> pd.DataFrame:
+    """Ours alone, one row a method: best -> final of each column, mean ± std over seeds, and how many seeds.
+
+    Of the wanted runs, those that failed follow in rows of their own.
+    """
     rows = []
     for label, those in runs.items():
         row = {"method": label}
@@ -122,6 +140,9 @@ def overview(runs: dict[str, list[Result]], columns: Iterable[str]) -> pd.DataFr
                 )
             row[column_title(column)] = shown
         rows.append(row | {"seeds": len(those)})
+    titles = [column_title(column) for column in columns]
+    for config in failed(runs, columns, wanted):
+        rows.append({"method": config.title} | dict.fromkeys(titles, "failed") | {"seeds": f"seed {config.seed}"})
     return pd.DataFrame(rows)
 
 
@@ -164,7 +185,7 @@ def interval(those: list[Result], checkpoint: str, column: str) -> tuple[float, 
 def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = ("pgd_20", "natural")) -> str:
     """The paper's claims on a method and the same with refined labels, one line each with its verdict.
 
-    The two lists are of the same seeds, and compared image by image. Robust is what each attack of columns says.
+    The two lists are compared seed by seed and image by image. Robust is what each attack of columns says.
     """
     a, b = hard[0].config.title, refined[0].config.title
     lines = []
@@ -188,7 +209,7 @@ def gap_claims(hard: list[Result], refined: list[Result], columns: Iterable[str]
     lines = []
     for c in columns:
         gaps = []
-        for pair in zip(hard, refined, strict=True):
+        for pair in paired(hard, refined):
             h, r = (per_image(run, "diff", c) for run in pair)
             gaps.append(h * h.mean().sign() - r * r.mean().sign())
         lines.append(claim(f"{b} has a smaller gap between best and final than {a}", c, gaps))
@@ -218,14 +239,14 @@ def judge(text: str, differences: list[float], errors: list[float], of: str) -> 
 
 def differences(ones: list[Result], others: list[Result], checkpoint: str, column: str) -> list[Tensor]:
     """Image by image, one minus other, for each seed."""
-    pairs = zip(ones, others, strict=True)
+    pairs = paired(ones, others)
     return [per_image(one, checkpoint, column) - per_image(other, checkpoint, column) for one, other in pairs]
 
 
 def claim(text: str, column: str, values: list[Tensor]) -> str:
     """A claim that the mean of values, (n,) for each seed, is positive; with its verdict and its n."""
     answer = verdict([100 * v.mean().item() for v in values], [standard_error(v) for v in values])
-    n = f"n = {len(values[0])} test images x {len(values)} seed{'s' * (len(values) > 1)}"
+    n = f"n = {len(values[0]) if values else 0} test images x {len(values)} seed{'s' * (len(values) != 1)}"
     return f"{text}: {answer} ({column_title(column)}, {n})"
 
 
@@ -235,7 +256,9 @@ def verdict(differences: list[float], errors: list[float]) -> str:
     differences: one a seed, in points; errors: their standard errors from the number of test images. With three seeds
     or more the 95 % interval is Student's over the seeds, but never narrower than the images alone give.
     """
-    n, mean = len(differences), statistics.fmean(differences)
+    n, mean = len(differences), statistics.fmean(differences or [0])
+    if n == 0:
+        return "cannot be told from this run"
     half = 1.96 * math.sqrt(sum(e * e for e in errors)) / n
     if n >= 3:
         half = max(half, float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n))

@@ -25,21 +25,21 @@ class Diverged(RuntimeError):
 
 def train(
     config: RunConfig, folder: Path, *, teachers: Sequence[nn.Module] = (), device="cpu", speed="fast",
-    report: Callable[[dict], None] = print,
+    report: Callable[[dict], None] = print, say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Train a run to its last epoch, from the checkpoint in folder on if there is one.
 
     After each epoch, folder holds last.pt (everything a resume needs), best-N.pt (the weights of the best epoch so
     far, N) and curve.csv. teachers are the networks of config.teachers, in eval mode. report is called with each
-    epoch's row of the curve. Random streams are seeded by (seed, epoch), so none has to be saved. Raises Diverged when
-    the loss is NaN or infinite.
+    epoch's row of the curve, say with what a person should know. Random streams are seeded by (seed, epoch), so none
+    has to be saved. Raises Diverged when the loss is NaN or infinite, Damaged when no checkpoint there can be used.
     """
     data = run_data(config).to(device)
     step = first_step(config, data.train.y, speed=speed, teachers=teachers)
     parts = dict(model=step.model, labels=step.labels, optimizer=step.optimizer)
     if config.swa_start < 1:
         parts["averaged"] = AveragedModel(step.model)
-    curve = checkpoint.restore(folder / "last.pt", parts, device)
+    curve = checkpoint.restore(folder, parts, device, say)
     take = captured(step) if speed != "plain" and data.train.y.is_cuda else step
     batches = partial(data.train.batches, config.batch_size, step.generator, config.augment)
     record = partial(diagnose, config, run_model(config).to(device), step.labels, step.method, teachers, data)

@@ -1,4 +1,9 @@
+import hashlib
+import os
 import pickle
+import signal
+import subprocess
+import warnings
 
 import numpy as np
 import pytest
@@ -6,7 +11,7 @@ import torch
 
 from sglrlib import data
 from sglrlib.checks import UsageError
-from sglrlib.data import AUGMENTS, DATASETS, NOISES, Split, crop_flip, load_data, planted, stratified_order
+from sglrlib.data import AUGMENTS, DATASETS, NOISES, DataError, Split, crop_flip, load_data, planted, stratified_order
 
 
 def test_digits_splits_are_disjoint_whole_and_fixed():
@@ -166,42 +171,87 @@ def test_bad_requests(wrong, said):
         load_data(**(dict(dataset="digits") | wrong))
 
 
-class FakeCIFAR(data.torchvision.datasets.CIFAR10):
-    """A CIFAR-10 whose download breaks half-way."""
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where datasets are looked for: tmp_path / data."""
+    monkeypatch.setattr(data, "DATA", tmp_path / "data")
+    return tmp_path / "data"
 
-    base_folder = "fake-batches-py"
+
+def tiny_cifar(interrupt=lambda: None):
+    """A CIFAR-10 of 60 images, whole in every respect; interrupt is called when a download is half-way."""
+    images = torch.zeros(10, 3072, dtype=torch.uint8).numpy()
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    files = {name: pickle.dumps(dict(data=images, labels=[*range(10)], name=name)) for name in names}
+    files["batches.meta"] = pickle.dumps(dict(label_names=[*"abcdefghij"]))
+    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
 
     def download(self):
-        folder = data.Path(self.root) / self.base_folder
-        folder.mkdir()
-        (folder / "data_batch_1").write_bytes(b"half")
+        place = data.Path(self.root) / self.base_folder
+        place.mkdir()
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+            if name == "data_batch_3":
+                interrupt()
+
+    lists = dict(train_list=[*sums.items()][:5], test_list=[*sums.items()][5:6])
+    meta = dict(filename="batches.meta", key="label_names", md5=sums["batches.meta"])
+    return type("Tiny", (data.torchvision.datasets.CIFAR10,), dict(download=download, meta=meta, **lists))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte changed", "empty", "missing"])
+def test_a_damaged_cifar_file_is_named_and_left_as_it_is(folder, fault, damage):
+    source = tiny_cifar()
+    assert [part[0].shape for part in data.cifar(source)] == [(50, 3, 32, 32), (10, 3, 32, 32)]
+    path = folder / source.base_folder / "data_batch_2"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(dict(truncated=content[:-1], empty=b"").get(damage, b"x" + content[1:]))
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(
+        DataError, match=r"^data_batch_2 in .*damaged or missing .md5.*Remove that folder and run again"
+    ):
+        data.cifar(source)
+    fault(lost=before != {file: file.read_bytes() for file in path.parent.iterdir()})
+
+
+def test_a_download_that_breaks_leaves_nothing(folder, fault):
+    def lost():
         raise OSError("connection lost")
 
-
-def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DATA", tmp_path)
-    with pytest.raises(data.DataError, match=r"could not be downloaded .connection lost.*run again"):
-        data.cifar(FakeCIFAR)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=r"could not be downloaded .connection lost.*run again"):
+        data.cifar(tiny_cifar(lost))
+    fault(lost=bool([*folder.iterdir()]))
 
 
-def test_a_damaged_file_is_named_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DATA", tmp_path)
-    folder = tmp_path / FakeCIFAR.base_folder
+def test_a_download_killed_half_way_is_taken_for_none(folder, fault):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: the child only writes files
+        child = os.fork()
+    if not child:
+        data.cifar(tiny_cifar(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert [path.name[:10] for path in folder.iterdir()] == [".download-"]
+    fault(lost=len(data.cifar(tiny_cifar())[0][0]) != 50)
+
+
+def test_a_data_folder_that_is_read_only(tmp_path, monkeypatch, folder, fault):
+    """A real one where this machine lets us mount it; else one below a file, where nothing can be written either."""
     folder.mkdir()
-    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": []}))
-    with pytest.raises(
-        data.DataError, match=r"^data_batch_1, data_batch_2.*batches.meta in .*damaged or missing.*Remove that folder"
-    ):
-        data.cifar(FakeCIFAR)
-    assert (folder / "data_batch_1").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(data, "DATA", tmp_path / "file")
-    with pytest.raises(data.DataError, match=r"cannot be written.*SGLR_DATA"):
-        data.cifar(FakeCIFAR)
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=100k", "none", folder]
+    mounted = not subprocess.run(mount, capture_output=True).returncode
+    if not mounted:
+        folder.rmdir()
+        folder.write_text("")
+    try:
+        with pytest.raises(DataError, match=r"cannot be written.*Set SGLR_DATA to a folder that can"):
+            data.cifar(tiny_cifar())
+    finally:
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+    monkeypatch.setattr(data, "DATA", tmp_path / "elsewhere")
+    fault(lost=len(data.cifar(tiny_cifar())[0][0]) != 50)
 
 
 def test_splits_move_and_shrink():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sglrlib.checkpoint import CheckpointError
+from sglrlib.checkpoint import Damaged
 from sglrlib.checks import UsageError
 from sglrlib.paths import DATA, ROOT
 from sglrlib.runs import load_model, run
@@ -99,7 +99,7 @@ def test_what_cannot_be_is_refused(small, store):
         fold_runs(small(), 1)
     with pytest.raises(UsageError, match="labels = 'hard' is not known"):
         refined_labels(small(labels="hard"))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(Damaged):
         refined_labels(small())
     with pytest.raises(UsageError, match="has no checkpoint"):
         left_out(fold_runs(small(), 2))

@@ -3,10 +3,8 @@
 import csv
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from safetensors import safe_open
 
 from sglrlib import checkpoint, log, results, runs
 from sglrlib.attacks import PGD
-from sglrlib.checkpoint import CheckpointError
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.evaluate import accuracy
@@ -50,9 +47,8 @@ def start(config, out, name="log"):
 
 def assert_same_run(one, other):
     """The final weights, momentum, label table and curve are equal bit for bit."""
-    names = sorted(path.name for path in one.glob("*.pt"))
-    assert len(names) == 2 and names == sorted(path.name for path in other.glob("*.pt"))  # last, and one best
-    for name in names:
+    best = checkpoint.load(one / "last.pt")["best"]
+    for name in ("last.pt", f"best-{best}.pt"):
         assert_same(*(checkpoint.load(folder / name) for folder in (one, other)))
     assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
 
@@ -93,34 +89,6 @@ def test_every_row_of_the_tables_resumes_bit_for_bit(small, tmp_path, row):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(method="trades", arch="wrn10_1", augment="crop_flip", epochs=15)])
-def test_killed_at_random_moments_ends_bit_for_bit_as_if_never_killed(small, tmp_path, changes):
-    config = small(**(dict(epochs=30, noise_rate=0.3) | changes))
-    whole = start(config, tmp_path / "whole")
-    while "epoch" not in (tmp_path / "whole/log").read_text() and whole.poll() is None:
-        time.sleep(0.01)
-    started = time.monotonic()
-    assert whole.wait() == 0, (tmp_path / "whole/log").read_text()
-    length = time.monotonic() - started
-
-    moments, kills = random.Random(0), 0
-    for _ in range(4):
-        process = start(config, tmp_path / "killed")
-        while process.poll() is None and "epoch" not in (tmp_path / "killed/log").read_text():
-            time.sleep(0.01)  # until the first epoch of this process is done
-        time.sleep(moments.uniform(0, 0.1 * length))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.wait()
-    epochs = len(checkpoint.load(tmp_path / "killed/runs" / config.id / "last.pt")["curve"])
-    assert kills and epochs < config.epochs, "no kill came before the end: the test shows nothing"
-
-    last = start(config, tmp_path / "killed")
-    assert last.wait() == 0, (tmp_path / "killed/log").read_text()
-    assert_same_run(*(tmp_path / side / "runs" / config.id for side in ("whole", "killed")))
-
-
 def test_two_processes_that_want_one_run_train_it_once(small, tmp_path):
     config = small(epochs=8)
     both = [start(config, tmp_path, f"log{i}") for i in range(2)]
@@ -129,7 +97,7 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path):
     assert codes == [0, 0], said
     assert sorted("epoch 8/8" in text for text in said) == [False, True]  # one trained, the other waited and loaded
     log = (tmp_path / "runs" / config.id / "log.jsonl").read_text().strip().splitlines()
-    assert [json.loads(line)["epoch"] for line in log] == list(range(1, 9))
+    assert [line["epoch"] for line in map(json.loads, log) if "epoch" in line] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("labels", LABELS)
@@ -329,32 +297,9 @@ def test_any_run_is_one_line_away_from_other_tools(small, store):
         assert torch.equal(rebuilt(x), model(x))
 
 
-class Bomb:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_a_checkpoint_is_never_executed(small, store, capsys):
-    folder = store / "runs" / small().id
-    folder.mkdir(parents=True)
-    torch.save(dict(model=Bomb()), folder / "last.pt")
-    with pytest.raises(CheckpointError, match="is not a checkpoint that can be read"):
-        run(small(), **SILENT)
-    assert "executed" not in capsys.readouterr().out
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write(path, b"old")
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
 def test_published_results_are_found_without_runs(small, store, monkeypatch):
     result = run(small(), **SILENT)
-    path = publish(result)
+    publish(result)
     for module in (results, runs):
         monkeypatch.setattr(module, "RUNS", store / "elsewhere")
     assert run(small(), train_missing=False) == result
@@ -364,9 +309,6 @@ def test_published_results_are_found_without_runs(small, store, monkeypatch):
     (store / "elsewhere" / small().id / "last.pt").unlink()
     with pytest.raises(UsageError, match="has no checkpoint"):
         load_model(small())
-    path.write_text(path.read_text().replace('"epochs": 4', '"epochs": 5'))
-    with pytest.raises(UsageError, match="another configuration than its name says"):
-        stored(small(), committed=True)
 
 
 @pytest.mark.parametrize(

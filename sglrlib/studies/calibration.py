@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from sglrlib.diagnostics import calibration_error, confidence_gap, standard_error
-from sglrlib.results import Result
+from sglrlib.results import Result, paired
 from sglrlib.tables import CHECKPOINTS, column_title, judge, paper_place, paper_value
 from sglrlib.tables import standard_error as image_error
 
@@ -60,8 +60,11 @@ def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) ->
 
 def compare(text: str, larger: tuple, smaller: tuple, attack: str = "natural") -> str:
     """A claim that the ECE of some (runs, checkpoint) is larger than that of others under an attack."""
-    sides = [[one(run, which, attack, calibration_error) for run in runs] for runs, which in (larger, smaller)]
-    pairs = list(zip(*sides, strict=True))
+    checkpoints = larger[1], smaller[1]
+    pairs = [
+        [one(run, which, attack, calibration_error) for run, which in zip(pair, checkpoints, strict=True)]
+        for pair in paired(larger[0], smaller[0])
+    ]
     differences = [more - less for (more, _), (less, _) in pairs]
     return judge(
         text, differences, [math.hypot(e, f) for (_, e), (_, f) in pairs], source(larger[0], larger[1], attack)
@@ -76,8 +79,10 @@ def under_confident(text: str, runs: list[Result], which: str, attack: str) -> s
 
 def less_often_sure(text: str, hard: list[Result], refined: list[Result], attack: str) -> str:
     """A claim that confidence is above 0.9 on fewer images at the last epoch of the refined runs."""
-    sure = [[run.confidence("last", attack)[0] > 0.9 for run in runs] for runs in (hard, refined)]
-    gains = [h.double() - r.double() for h, r in zip(*sure, strict=True)]
+    gains = []
+    for pair in paired(hard, refined):
+        h, r = ((run.confidence("last", attack)[0] > 0.9).double() for run in pair)
+        gains.append(h - r)
     means, errors = [100 * gain.mean().item() for gain in gains], [image_error(gain) for gain in gains]
     return judge(text, means, errors, source(refined, "last", attack))
 

@@ -85,7 +85,7 @@ def left_out(configs: Sequence[RunConfig], device="cpu") -> Tensor:
 def refined_labels(config: RunConfig) -> Tensor:
     """A run's average predictions of its training images after the last epoch, (n, K) float64; each row sums to one.
 
-    Raises UsageError for labels that were not refined, CheckpointError where there is no checkpoint.
+    Raises UsageError for labels that were not refined, Damaged where there is no checkpoint.
     """
     one_of("labels", config.labels, ["self_guided"])
     p = checkpoint.load(runs.RUNS / config.id / "last.pt")["labels"]["p"].double()

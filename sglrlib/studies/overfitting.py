@@ -5,7 +5,7 @@ import statistics
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sglrlib.results import Result
+from sglrlib.results import Result, paired
 from sglrlib.studies.phases import stages
 from sglrlib.tables import claim, differences, judge, mean_and_spread
 
@@ -62,7 +62,7 @@ def weight_claims(hard: list[Result], others: dict[str, list[Result]]) -> str:
             "less information in its weights": "iiw_paper",
         }
         for what, column in columns.items():
-            less = [h.curve[-1][column] - r.curve[-1][column] for h, r in zip(hard, refined, strict=True)]
+            less = [h.curve[-1][column] - r.curve[-1][column] for h, r in paired(hard, refined)]
             text = f"{name} ends with {what} than {title}"
             lines.append(judge(text, less, [0.0] * len(less), f"one number a seed, {seeds}"))
     return "\n".join(lines)

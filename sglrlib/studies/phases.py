@@ -6,7 +6,7 @@ import statistics
 
 import pandas as pd
 
-from sglrlib.results import Result
+from sglrlib.results import Result, paired
 from sglrlib.tables import claim, judge, per_image
 
 RULE = (
@@ -58,7 +58,7 @@ def claims(piecewise: list[Result], cosine: list[Result]) -> str:
     of = f"{len(piecewise[0].curve)} epochs x {len(piecewise)} seed{'s' * (len(piecewise) > 1)}"
     both = all(min(stages(run)) > 0 for run in piecewise)
     traces, errors = zip(*(trace_rise(run) for run in piecewise), strict=True)
-    pairs = list(zip(piecewise, cosine, strict=True))
+    pairs = paired(piecewise, cosine)
     rough = [[roughness(run) for run in pair] for pair in pairs]
     smoother = [statistics.fmean(p) - statistics.fmean(c) for p, c in rough]
     spread = [math.hypot(*(statistics.stdev(moves) / math.sqrt(len(moves)) for moves in pair)) for pair in rough]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sglrlib import plots
 from sglrlib.labels import LABELS
-from sglrlib.results import Result
+from sglrlib.results import Result, paired
 from sglrlib.tables import claim, differences, judge, mean_and_spread, paper_value
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
@@ -105,10 +105,9 @@ def claims(sweep: Sweep) -> str:
             lines.append(judge(text, above, [spread(run, n) for run in hard], f"n = {n} training images"))
         if hard and refined and rate:
             n = f"n = {hard[0].sizes['test']} test images x {len(hard)} seed{'s' * (len(hard) > 1)}"
-            narrower = [memorised(h) - memorised(r) for h, r in zip(hard, refined, strict=True)]
+            narrower = [memorised(h) - memorised(r) for h, r in paired(hard, refined)]
             errors = [
-                math.hypot(spread(h, h.sizes["test"]), spread(r, r.sizes["test"]))
-                for h, r in zip(hard, refined, strict=True)
+                math.hypot(spread(h, h.sizes["test"]), spread(r, r.sizes["test"])) for h, r in paired(hard, refined)
             ]
             lines.append(judge(f"{at}: self-guided labels narrow the gap of training and test", narrower, errors, n))
             gain = differences(refined, hard, "final", "natural")

@@ -1,0 +1,54 @@
+"""One process at a time works on a run, on one machine or on many that share the store."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
+
+LEASE_S = 120  # a holder on another machine that has not renewed its claim for so long is taken to be dead
+
+
+class LostLease(RuntimeError):
+    """This process was halted so long that another one has taken its run over: what it would write is not written."""
+
+
+@contextmanager
+def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Within: no other process is in folder, which must exist; waits for the one that is.
+
+    The claim of a process that died is taken over: at once on its own machine, else once it has not been renewed for
+    LEASE_S seconds by the waiter's own monotonic clock, so clocks need not agree, nor stand still. The file system must
+    create a file exclusively, rename atomically and show a file's new times to others within LEASE_S; no flock is used.
+    """
+    lease = SoftFileLease(folder / ".lock", lease_duration=LEASE_S, poll_interval=0.2)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for {holder(folder) or 'another process'}, which works on {folder.name}")
+        lease.acquire()
+    _HELD[folder] = lease
+    try:
+        yield
+    finally:
+        del _HELD[folder]
+        lease.release()
+
+
+def holder(folder: Path) -> str:
+    """Which process has claimed folder, '' where none has; it may be dead."""
+    owner = SoftFileLease(folder / ".lock", lease_duration=LEASE_S).owner
+    return f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else ""
+
+
+def still_ours(folder: Path) -> None:
+    """Raise LostLease where this process had claimed folder, and another one has it now."""
+    lease = _HELD.get(folder)
+    if lease and (lease.owner is None or lease.owner.token != lease.token):
+        raise LostLease(
+            f"{folder} was taken over while this process stood still for {LEASE_S} s or more, or its .lock was "
+            "removed: the other process goes on with the run, this one stops."
+        )
+
+
+_HELD: dict[Path, SoftFileLease] = {}

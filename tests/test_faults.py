@@ -1,0 +1,550 @@
+"""Faults, each really provoked: every one ends in a clear error or goes on cleanly, and nothing computed is lost."""
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglrlib import attacks, checkpoint, grid, lease, log, notebook, results, runs, tables
+from sglrlib.attacks import chain
+from sglrlib.autoattack import Part
+from sglrlib.checkpoint import Damaged, StoreError
+from sglrlib.config import make_config
+from sglrlib.results import CHECKPOINTS
+from sglrlib.step import Step
+from sglrlib.train import Diverged, train
+
+SILENT = dict(say=lambda line: None, device="cpu")
+OWN = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)  # of a notebook's parameters
+PROCESSES = multiprocessing.get_context("forkserver")  # children that need not import torch again
+PROCESSES.set_forkserver_preload(["sglrlib.grid"])
+
+
+def start(function, store: Path, config, *arguments):
+    """A process that does function(config, ...) on the store below a folder."""
+    process = PROCESSES.Process(target=in_store, args=(function, store, config.flat(), *arguments))
+    process.start()
+    return process
+
+
+def in_store(function, store: Path, flat: dict, *arguments):
+    torch.set_num_threads(1)
+    for module in (results, runs, tables, grid):
+        module.RUNS = store / "runs"
+    function(make_config(**flat), *arguments)
+
+
+def finish(*what) -> int:
+    process = start(*what)
+    process.join()
+    return process.exitcode
+
+
+def trained(config, wanted=()):
+    runs.run(config, wanted, **SILENT)
+
+
+def judged(config, iterations):
+    """An AutoAttack with few iterations, the same in each process."""
+    attacks.Part = lambda eps, part: Part(eps, part, iterations[part])
+    runs.run(config, ["autoattack"], **SILENT)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def warm():
+    """The first child waits for the server's imports, so that the others can be timed."""
+    process = PROCESSES.Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+
+
+def epochs_kept(folder: Path) -> int:
+    """How many epochs a run in any state goes on from."""
+    for name in ("last.pt", "previous.pt"):
+        if (folder / name).exists():
+            return len(checkpoint.load(folder / name)["curve"])
+    return 0
+
+
+def same(a, b) -> bool:
+    """Equal to the last bit: tensors, and dictionaries and lists of them."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def same_run(config, one: Path, other: Path) -> bool:
+    """Whether two stores have the same weights, momentum, label table, curve and flags of a finished run."""
+    folders = [store / "runs" / config.id for store in (one, other)]
+    last = [checkpoint.load(folder / "last.pt") for folder in folders]
+    best = [checkpoint.load(folder / f"best-{last[0]['best']}.pt") for folder in folders]
+    values = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    flags = [{w: {c: e["flags"] for c, e in v["evaluations"][w].items()} for w in CHECKPOINTS} for v in values]
+    return same(*last) and same(*best) and flags[0] == flags[1] and values[0]["curve"] == values[1]["curve"]
+
+
+# Kills.
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(method="trades", arch="wrn10_1", augment="crop_flip", epochs=15)])
+def test_training_killed_at_ten_random_moments(small, tmp_path, fault, changes):
+    config = small(**(dict(epochs=40, noise_rate=0.3) | changes))
+    started = time.monotonic()
+    assert finish(trained, tmp_path / "whole", config) == 0
+    length = time.monotonic() - started
+
+    moments, kept = random.Random(0), 0
+    for _ in range(10):
+        process = start(trained, tmp_path / "killed", config)
+        time.sleep(moments.uniform(0, 0.2 * length))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        before, kept = kept, epochs_kept(tmp_path / "killed/runs" / config.id)
+        fault(lost=kept < before)
+    assert 0 < kept < config.epochs, "no kill in the middle: the test shows nothing"
+    assert finish(trained, tmp_path / "killed", config) == 0
+    assert same_run(config, tmp_path / "whole", tmp_path / "killed")
+
+
+def test_an_autoattack_cascade_killed_at_ten_random_moments(small, tmp_path, fault):
+    config = small(noise_rate=0.0, epochs=8, train_size=300)
+    iterations = dict(apgd_ce=20, apgd_t=10, fab_t=10, square=400)
+    for side in ("whole", "killed"):
+        assert finish(trained, tmp_path / side, config) == 0
+    started = time.monotonic()
+    assert finish(judged, tmp_path / "whole", config, iterations) == 0
+    length = time.monotonic() - started
+
+    path, moments, kept = tmp_path / "killed/runs" / config.id / "result.json", random.Random(1), 0
+    for _ in range(10):
+        process = start(judged, tmp_path / "killed", config, iterations)
+        time.sleep(moments.uniform(0.1, 0.5) * length)
+        process.kill()
+        process.join()
+        evaluations = results.read(config, path).evaluations
+        before, kept = kept, sum(len(evaluations[which]) for which in CHECKPOINTS)
+        fault(lost=kept < before)
+    assert kept > 2, "no part of the cascade was ever finished: the test shows nothing"
+    assert finish(judged, tmp_path / "killed", config, iterations) == 0
+    assert same_run(config, tmp_path / "whole", tmp_path / "killed")
+    assert set(results.read(config, path).evaluations["last"]) == set(chain("autoattack"))
+
+
+def killed_at(config, step: int):
+    """Train and judge; dead at that step of the writing of files: half-written, written, before and after the move."""
+    steps = itertools.count(1)
+
+    def tick():
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Halting:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            tick()
+            self.file.write(content[len(content) // 2 :])
+
+    move = Path.replace
+
+    def replace(source, target):
+        tick()
+        move(source, target)
+        tick()
+
+    Path.replace = replace
+    checkpoint.open = lambda *arguments: Halting(open(*arguments))
+    trained(config, ["pgd_2"])
+
+
+def test_killed_at_every_step_of_every_write(small, tmp_path, fault):
+    """Of config.json, the best and the last checkpoint, the one before it, the curve and the results."""
+    config = small(epochs=2)
+    assert finish(trained, tmp_path / "whole", config, ["pgd_2"]) == 0
+    for step in itertools.count(1):
+        store = tmp_path / str(step)
+        if finish(killed_at, store, config, step) == 0:
+            break
+        assert finish(trained, store, config, ["pgd_2"]) == 0
+        fault(lost=not same_run(config, tmp_path / "whole", store))
+        left = {path.name for path in (store / "runs" / config.id).iterdir()}
+        best = checkpoint.load(store / "runs" / config.id / "last.pt")["best"]
+        assert left <= {
+            "config.json",
+            "curve.csv",
+            "last.pt",
+            f"best-{best}.pt",
+            "result.json",
+            "log.jsonl",
+            ".lock",
+        }, step
+    assert step > 30
+
+
+# Disks, files.
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "failing write"])
+def test_a_full_disk(small, tmp_path, store, monkeypatch, fault, kind):
+    config = small(epochs=6)
+    assert finish(trained, tmp_path / "whole", config) == 0
+    full = tmp_path / "full"
+    full.mkdir()
+    if kind == "tmpfs":
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "none", full], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("this machine does not let us mount a small tmpfs; the failing write is tested beside it")
+    for module in (results, runs, tables, grid):
+        monkeypatch.setattr(module, "RUNS", full / "runs")
+    try:
+        said = []
+        with monkeypatch.context() as failing:
+            if kind == "failing write":
+                calls = itertools.count()
+
+                def fsync(fd):
+                    if next(calls) == 8:
+                        raise OSError(errno.ENOSPC, "No space left on device")
+
+                failing.setattr(checkpoint.os, "fsync", fsync)
+            assert runs.attempt(runs.run, config, attacks=(), device="cpu", say=said.append) is None
+        assert "No space left on device" in said[-1]
+        kept = epochs_kept(full / "runs" / config.id)
+        assert 0 < kept < 6
+        if kind == "tmpfs":
+            subprocess.run(["mount", "-o", "remount,size=20m", full], check=True)
+        said.clear()
+        assert runs.attempt(runs.run, config, attacks=(), device="cpu", say=said.append)
+        assert f"epoch {kept + 1}/6" in said[1] and not log.failure(full / "runs" / config.id)
+        fault(lost=not same_run(config, tmp_path / "whole", full))
+    finally:
+        if kind == "tmpfs":
+            subprocess.run(["umount", full], check=True)
+
+
+class Bomb:
+    """A pickle that leaves a file where it is executed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def signed(values) -> bytes:
+    """A checkpoint as checkpoint.save() would write it, of values that it would refuse to read."""
+    path = Path("signed.pt").absolute()
+    checkpoint.save(path, values)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+DAMAGES = {
+    "truncated": lambda content, bomb: content[: len(content) // 2],
+    "one bit flipped": lambda content, bomb: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "last bit flipped": lambda content, bomb: content[:-1] + bytes([content[-1] ^ 1]),
+    "empty": lambda content, bomb: b"",
+    "zeros": lambda content, bomb: bytes(len(content)),
+    "a malicious pickle": lambda content, bomb: pickle.dumps(bomb),
+    "a malicious checkpoint with the right digest": lambda content, bomb: signed(dict(model=bomb)),
+}
+
+
+def stopped(config, epoch: int):
+    """Train until that epoch is saved."""
+    folder = runs.RUNS / config.id
+
+    class Stop(Exception):
+        pass
+
+    def report(row):
+        if row["epoch"] == epoch:
+            raise Stop
+
+    folder.mkdir(parents=True)
+    with pytest.raises(Stop):
+        train(config, folder, report=report)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_not_taken_but_the_one_before_it(small, store, tmp_path, monkeypatch, fault, damage):
+    monkeypatch.chdir(tmp_path)
+    config = small(epochs=6)
+    assert finish(trained, tmp_path / "whole", config) == 0
+    folder = stopped(config, 4)
+    bomb = tmp_path / "executed"
+    (folder / "last.pt").write_bytes(DAMAGES[damage]((folder / "last.pt").read_bytes(), Bomb(bomb)))
+    said = []
+    assert runs.attempt(runs.run, config, attacks=(), device="cpu", say=said.append)
+    assert not bomb.exists()
+    (line,) = [line for line in said if "last.pt" in line]
+    assert line.endswith("The checkpoint before it is taken: epoch 3.")
+    fault(lost=not same_run(config, tmp_path / "whole", tmp_path))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_any_readable_checkpoint_the_error_names_them_and_nothing_is_removed(
+    small, store, tmp_path, monkeypatch, fault, damage
+):
+    monkeypatch.chdir(tmp_path)
+    config = small()
+    folder = stopped(config, 3)
+    bomb = tmp_path / "executed"
+    for name in ("last.pt", "previous.pt"):
+        (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes(), Bomb(bomb)))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(Damaged, match=r"last.pt is .*No other checkpoint.* remove .* to train it again"):
+        runs.run(config, (), **SILENT)
+    after = {path: path.read_bytes() for path in folder.iterdir() if path in before}
+    assert not bomb.exists()
+    fault(lost=before != after)
+
+
+def test_every_flipped_bit_is_seen(tmp_path):
+    path, flips = tmp_path / "last.pt", random.Random(0)
+    checkpoint.save(path, dict(weights=torch.randn(50), curve=[dict(epoch=1)]))
+    content = bytearray(path.read_bytes())
+    assert torch.load(path, weights_only=True)["curve"] == [dict(epoch=1)]  # any tool may read it
+    for bit in flips.sample(range(8 * len(content)), 500):
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(Damaged):
+            checkpoint.load(path)
+        content[bit // 8] ^= 1 << bit % 8
+
+
+def test_a_best_checkpoint_that_is_damaged_later_on(small, store, fault):
+    config = small()
+    result = runs.run(config, (), **SILENT)
+    folder = runs.RUNS / config.id
+    best = folder / f"best-{result.best_epoch}.pt"
+    best.write_bytes(best.read_bytes()[:-7])
+    with pytest.raises(Damaged, match=f"{best} is damaged"):
+        runs.load_model(config, "best")
+    assert not runs.load_model(config, "last").training
+    fault(lost=runs.run(config, (), say=pytest.fail) != result)
+
+
+def test_a_checkpoint_of_a_newer_version_is_left_alone(small, store, monkeypatch, fault):
+    config = small()
+    folder = stopped(config, 3)
+    with monkeypatch.context() as newer:
+        newer.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        checkpoint.save(folder / "last.pt", checkpoint.load(folder / "last.pt"))
+    before = (folder / "last.pt").read_bytes()
+    with pytest.raises(StoreError, match=r"last.pt was written by a newer version: expected format 1. Update, or set"):
+        runs.run(config, (), **SILENT)
+    fault(lost=before != (folder / "last.pt").read_bytes())
+
+
+EDITS = {
+    "a number": lambda text: text.replace('"wrong_labels": ', '"wrong_labels": 1'),
+    "a flag": lambda text: text.replace('"flags": "40:', '"flags": "40:8', 1),
+    "a comma": lambda text: text.replace(",", "", 1),
+    "half of it": lambda text: text[: len(text) // 2],
+    "all of it": lambda text: "",
+    "its form": lambda text: "[]",
+    "its configuration": lambda text: text.replace('"epochs": 4', '"epochs": 5'),
+    "its digest": lambda text: text.replace('"sha256": "', '"sha256": "0'),
+    "a key": lambda text: text.replace('"best_epoch"', '"best"'),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_result_that_was_edited_by_hand_is_refused_and_can_be_had_again(small, store, fault, edit):
+    config = small()
+    runs.run(config, ["pgd_2"], **SILENT)
+    path = runs.RUNS / config.id / "result.json"
+    written = json.loads(path.read_text())
+    changed = EDITS[edit](path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(Damaged, match=r"result.json (is no result|was edited).* remove it"):
+        runs.run(config, ["pgd_2"], **SILENT)
+    assert path.read_text() == changed
+    path.unlink()
+    said = []
+    runs.run(config, ["pgd_2"], device="cpu", say=said.append)
+    assert not any("epoch 1/" in line for line in said)  # judged again, not trained again
+    again = json.loads(path.read_text())
+    fault(lost=[again[key] for key in ("curve", "sizes")] != [written[key] for key in ("curve", "sizes")])
+
+
+def test_a_result_under_another_runs_name_is_refused(small, store):
+    one, other = small(), small(seed=1)
+    runs.run(one, (), **SILENT)
+    (runs.RUNS / other.id).mkdir()
+    text = (runs.RUNS / one.id / "result.json").read_text()
+    (runs.RUNS / other.id / "result.json").write_text(text)
+    with pytest.raises(Damaged, match="holds another configuration than its name says"):
+        runs.run(other, (), **SILENT)
+
+
+# Numbers, clocks, other processes.
+
+
+def test_a_loss_that_is_nan_fails_its_run_alone_and_is_tried_again(small, store, monkeypatch, capsys, fault):
+    good, bad = small(), small(seed=1)
+    step, steps = Step.__call__, itertools.count()
+
+    def diverging(self, x, y, index):
+        loss = step(self, x, y, index)
+        return loss * float("nan") if self.config.seed == 1 and next(steps) >= 4 else loss  # two steps an epoch
+
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr("sglrlib.step.Step.__call__", diverging)
+        spoilt.setenv("LOKY_MAX_CPU_COUNT", "1")
+        found = notebook.collect([good, bad], [], OWN)
+    (results_of_good,) = found[good.title]
+    assert results_of_good.config == good
+    said = capsys.readouterr().out
+    assert f"failed: {bad.id}, whose log.jsonl ends in" in said and "Diverged: the loss of epoch 3 is nan" in said
+    shown = tables.overview(found, ["natural"], [good, bad]).to_dict("records")
+    assert [(row["Natural"] == "failed", row["seeds"]) for row in shown] == [(False, 1), (True, "seed 1")]
+    rows = tables.beside_paper(found, ["natural"], [good, bad]).to_dict("records")
+    assert (rows[-1]["accuracy"], rows[-1]["ours"]) == ("seed 1", "failed")
+    assert epochs_kept(runs.RUNS / bad.id) == 2
+    notebook.collect([good, bad], [], OWN)
+    assert f"{bad.title} seed 1: epoch 3/4" in capsys.readouterr().out
+    assert tables.failed(found, ["natural"], [bad]) == []
+    whole = store / "whole"
+    assert finish(trained, whole, bad) == 0
+    fault(lost=not same_run(bad, whole, store))
+
+
+def test_where_all_runs_fail_the_notebook_ends(small, store, monkeypatch):
+    monkeypatch.setattr("sglrlib.step.Step.__call__", lambda self, x, y, index: x.sum() / 0)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    with pytest.raises(RuntimeError, match="all 1 runs failed"):
+        notebook.gather([small()], OWN, attacks=[])
+    with pytest.raises(Diverged):
+        runs.run(small(), (), **SILENT)
+
+
+def test_a_clock_that_jumps(small, store, tmp_path, monkeypatch, fault):
+    config, now, jumps = small(), time.time, random.Random(0)
+    assert finish(trained, tmp_path / "whole", config, ["pgd_2"]) == 0
+    monkeypatch.setattr(time, "time", lambda: now() + jumps.choice([-1, 1]) * 1e9)
+    runs.run(config, ["pgd_2"], **SILENT)
+    seconds = log.epoch_seconds(runs.RUNS / config.id)
+    assert len(seconds) == 4 and all(0 <= value < 60 for value in seconds.values())
+    fault(lost=not same_run(config, tmp_path / "whole", store))
+
+
+def holding(config, seconds: float, lasting: float):
+    """Hold a run's lease, writing into its folder again and again until it is lost."""
+    lease.LEASE_S = seconds
+    folder = runs.RUNS / config.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with lease.alone(folder, print):
+        (folder / "held").touch()
+        until = time.monotonic() + lasting
+        while time.monotonic() < until:
+            time.sleep(0.05)
+            checkpoint.write(folder / "curve.csv", b"the first holder's")
+
+
+def wait_for(path: Path):
+    while not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("year", [1971, 2100])
+def test_a_lease_lasts_whatever_the_clocks_say(small, store, monkeypatch, fault, year):
+    config = small()
+    folder = runs.RUNS / config.id
+    process = start(holding, store, config, 1.5, 4.0)
+    wait_for(folder / "held")
+    started = time.monotonic()
+    stamp = (year - 1970) * 365.25 * 86400
+    os.utime(folder / ".lock", (stamp, stamp))
+    monkeypatch.setattr(lease, "LEASE_S", 1.5)
+    said = []
+    with lease.alone(folder, said.append):
+        waited = time.monotonic() - started
+    process.join()
+    assert said[0].startswith(f"waiting for process {process.pid} on ") and process.exitcode == 0
+    fault(lost=waited < 3)
+
+
+def test_a_dead_process_on_this_machine_blocks_nobody(small, store, fault):
+    config = small()
+    folder = runs.RUNS / config.id
+    process = start(holding, store, config, lease.LEASE_S, 600)
+    wait_for(folder / "held")
+    process.kill()
+    process.join()
+    assert lease.holder(folder).startswith(f"process {process.pid} on ")
+    started = time.monotonic()
+    with lease.alone(folder, pytest.fail):
+        fault(lost=time.monotonic() - started > 5)
+    assert lease.holder(folder) == ""
+
+
+def test_a_dead_machine_blocks_nobody_for_ever(small, store, monkeypatch, fault):
+    monkeypatch.setattr(lease, "LEASE_S", 1.5)
+    folder = runs.RUNS / small().id
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text("filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=ab\nduration=1.5\n")
+    started, said = time.monotonic(), []
+    with lease.alone(folder, said.append):
+        waited = time.monotonic() - started
+    assert said == [f"waiting for process 1 on elsewhere, which works on {folder.name}"]
+    fault(lost=not 1.5 <= waited < 10)
+
+
+def test_a_process_that_stood_still_too_long_writes_nothing_any_more(small, store, monkeypatch, fault):
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    config = small()
+    folder = runs.RUNS / config.id
+    process = start(holding, store, config, 1.0, 600)
+    wait_for(folder / "curve.csv")
+    os.kill(process.pid, signal.SIGSTOP)
+    with lease.alone(folder, lambda line: None):
+        checkpoint.write(folder / "curve.csv", b"the second holder's")
+        os.kill(process.pid, signal.SIGCONT)
+        process.join()
+        assert process.exitcode == 1
+        fault(lost=(folder / "curve.csv").read_bytes() != b"the second holder's")
+        assert lease.holder(folder).startswith(f"process {os.getpid()} on ")
+
+
+def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
+    config = small(epochs=8)
+    both = [start(trained, tmp_path, config) for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    lines = (tmp_path / "runs" / config.id / log.LOG).read_text().split()
+    fault(lost=sum('"epoch":' in line for line in lines) != 8)
