@@ -11,25 +11,28 @@ import submitit
 import torch
 import yaml
 
-from sglrlib import grid, lease, runs
+from sglrlib import grid, lease, plan, runs
 from sglrlib.checks import UsageError, within
 from sglrlib.data import DataError
 from sglrlib.paths import RUNS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 0, 1 where a run failed, or 2 for what cannot be right."""
+    """The command line; returns 0, 1 where a run failed, 2 for what cannot be right, 130 where it was stopped."""
     asked = parser().parse_args(arguments)
     try:
-        parameters = dict(asked.y or {}) | {name: literal(text) for name, text in asked.p}
+        if not isinstance(asked.y or {}, dict):
+            raise UsageError(f"-y = {asked.y!r}: expected names and values, such as '{{rates: [0.4]}}'.")
+        parameters = (asked.y or {}) | {name: literal(text) for name, text in asked.p}
         if not asked.notebook:
             return show_store()
         workers = getattr(asked, "workers", 0)
-        within("workers", workers, 0)
+        for name in ("workers", "minutes", "signal", "gpus", "cpus"):
+            within(name, getattr(asked, name, 0), 0)
         on_slurm = getattr(asked, "slurm", False)
         together = workers or (0 if on_slurm else joblib.cpu_count())
         threads = 0 if on_slurm else max(1, joblib.cpu_count() // (together or 1))
-        tasks = grid.tasks(asked.notebook, parameters, threads if together > 1 else 0)
+        tasks = plan.tasks(asked.notebook, parameters, threads if together > 1 else 0)
         if asked.command == "list":
             return show(tasks)
         if not all(how["train_missing"] for task in tasks for _, _, how in task.wanted):
@@ -42,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: each run is kept as far as it is, and the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
-"""The runs that a notebook needs, as tasks for workers anywhere: the state of each, and how long it still takes."""
+"""Runs as tasks for workers anywhere: the state of each, how long it still takes, and how they are handed out."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -10,12 +11,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 from submitit.helpers import DelayedSubmission
 
-from sglrlib import log, notebook, results, runs
-from sglrlib.checks import one_of
+from sglrlib import log, results, runs
 from sglrlib.config import RunConfig
 from sglrlib.paths import RUNS
 from sglrlib.results import CHECKPOINTS
@@ -30,7 +28,7 @@ class Task:
     """
 
     config: RunConfig
-    wanted: tuple[notebook.Wanted, ...]
+    wanted: tuple[runs.Wanted, ...]
     needs: frozenset[str] = frozenset()
     threads: int = 0
 
@@ -52,33 +50,6 @@ class Task:
         """What a call would have to do: 'training', and the columns that are missing; each once."""
         found = [job(config, **how, by=runs.lacking) for config, job, how in self.wanted]
         return list(dict.fromkeys(step for steps in found for step in steps))
-
-
-def tasks(path: str | Path, parameters: dict, threads: int = 0) -> list[Task]:
-    """A notebook's tasks, its parameters changed as papermill changes them; teachers and sources come first.
-
-    Raises UsageError, before any work, for a missing notebook, an unknown parameter or a wrong value.
-    """
-    path = Path(path)
-    if not path.is_file():
-        one_of("notebook", str(path), map(str, sorted(path.parent.glob("*.ipynb"))))
-    cells = parameterize_notebook(load_notebook_node(str(path)), parameters).cells
-    wanted = {}
-    for asked in notebook.planned(cell.source for cell in cells if cell.cell_type == "code"):
-        for config in needs(asked):
-            how = {name: asked.how[name] for name in ("train_missing", "device", "speed")}
-            wanted.setdefault(config.id, []).append(notebook.Wanted(config, runs.run, dict(attacks=(), **how)))
-        wanted.setdefault(asked.config.id, []).append(asked)
-    return [
-        Task(those[0].config, tuple(those), frozenset(c.id for asked in those for c in needs(asked)), threads)
-        for those in wanted.values()
-    ]
-
-
-def needs(asked: notebook.Wanted) -> list[RunConfig]:
-    """The runs whose networks this one takes: its teachers, and the source of a transfer attack."""
-    source = getattr(asked.job, "keywords", {}).get("source")
-    return [*asked.config.teachers, *([source] if source else [])]
 
 
 class State(NamedTuple):
@@ -129,12 +100,12 @@ def pace(task: Task, result: results.Result | None) -> float | None:
 
 def in_store(folder: Path) -> tuple[str, int]:
     """One of KINDS for a run's folder, by what lies there, and the last epoch done as its log has it."""
-    if (folder / "result.json").exists():
-        return "failed" if log.failure(folder) else "done", 0
-    if log.failure(folder):
+    names = os.listdir(folder) if folder.exists() else []
+    if log.LOG in names and log.failure(folder):
         return "failed", log.last_epoch(folder)
-    begun = (folder / "last.pt").exists() or (folder / "previous.pt").exists()
-    return ("partial", log.last_epoch(folder)) if begun else ("missing", 0)
+    if "result.json" in names:
+        return "done", 0
+    return ("partial", log.last_epoch(folder)) if {"last.pt", "previous.pt"} & {*names} else ("missing", 0)
 
 
 def whole_store() -> Iterator[tuple[str, str, int]]:

@@ -1,15 +1,12 @@
 """A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
 
 import ast
-import io
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import joblib
 from IPython import get_ipython
@@ -74,9 +71,9 @@ def seeds_of(own: SimpleNamespace) -> range:
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a parameter such as 'PGD-AT, AWP'. Raises UsageError where there is none."""
+    """The names in a parameter such as 'PGD-AT, AWP', none in ''. Raises UsageError for a text of commas or blanks."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
+    if text and not names:
         raise UsageError(f"{text!r} names nothing: expected one or more names, such as 'PGD-AT, AWP'.")
     return names
 
@@ -123,7 +120,7 @@ def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = r
     configs = list({config.id: config for config in configs}.values())
     device = runs.refuse_settings(own.device, own.speed, how.get("images", 0))
     if _plan:
-        _plan.wanted += [Wanted(config, job, how) for config in configs]
+        _plan.wanted += [runs.Wanted(config, job, how) for config in configs]
         return []
     failed = set()
     if own.train and device == "cpu":
@@ -168,38 +165,24 @@ def quiet(job: Callable, config: RunConfig, how: dict) -> tuple[RunConfig, str]:
     return config, "" if done else said[-1]
 
 
-class Wanted(NamedTuple):
-    """What a notebook asked gather() for: job(config, **how)."""
-
-    config: RunConfig
-    job: Callable
-    how: dict
-
-
 @dataclass
-class _Plan:
+class Plan:
+    """What the cells of a notebook have assigned so far, those cells as namespace["In"], and what they asked for."""
+
     namespace: dict
-    wanted: list[Wanted]
+    wanted: list[runs.Wanted]
 
 
-_plan: _Plan | None = None  # set while planned() executes a notebook
+_plan: Plan | None = None
 
 
-def planned(cells: Iterable[str]) -> list[Wanted]:
-    """What a notebook's code cells would ask gather() for, in that order: they are executed, and nothing is computed.
-
-    Only the cells up to the last one that asks for runs are. Raises what they raise, such as UsageError.
-    """
+@contextmanager
+def planning() -> Iterator[Plan]:
+    """Within: parameters() and gather() belong to a plan; nothing is computed, what gather() is asked for is noted."""
     global _plan
-    cells = list(cells)
-    asking = [i for i, cell in enumerate(cells, 1) if re.search(r"notebook\.(gather|collect|labelled)\(", cell)]
-    _plan = _Plan(dict(In=[]), [])
+    _plan = Plan(dict(In=[]), [])
     try:
-        with redirect_stdout(io.StringIO()):
-            for cell in cells[: max(asking, default=0)]:
-                _plan.namespace["In"].append(cell)
-                exec(cell, _plan.namespace)
-        return _plan.wanted
+        yield _plan
     finally:
         _plan = None
 
@@ -231,7 +214,12 @@ SELECTED_ON = dict(val="validation images", test="TEST images, as in the paper: 
 
 
 def describe(configs: list[RunConfig]) -> str:
-    """What a notebook is about to run or show, in a few lines; differs only where the configurations do."""
+    """What a notebook is about to run or show, in a few lines; differs only where the configurations do.
+
+    Raises UsageError where there is nothing.
+    """
+    if not configs:
+        raise UsageError("no run is asked for: expected one or more rows or labels, such as 'PGD-AT'.")
     c = configs[0]
     drops = " and ".join(map(str, c.drop_epochs))
     schedule = "cosine" if c.schedule == "cosine" else f"divided by 10 from epoch {drops} on"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -40,6 +41,14 @@ def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), *, by: Callable
     eps, step = config.eps_255 / 255, config.step_255 / 255
     columns = ["natural", *(column for attack in attacks for column in chain(attack))]
     return (by or obtain)(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
+
+
+class Wanted(NamedTuple):
+    """A call that somebody waits for: job(config, **how), run() or another one of this module."""
+
+    config: RunConfig
+    job: Callable
+    how: dict
 
 
 def attempt(job: Callable, config: RunConfig, **how) -> Result | None:

@@ -1,0 +1,52 @@
+"""Which runs a notebook needs: its cells are executed, and what they ask for is noted instead of computed."""
+
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from sglrlib import notebook, runs
+from sglrlib.checks import one_of
+from sglrlib.config import RunConfig
+from sglrlib.grid import Task
+
+
+def tasks(path: str | Path, parameters: dict, threads: int = 0) -> list[Task]:
+    """A notebook's runs, its parameters changed as papermill changes them; each after the runs that it needs itself.
+
+    threads is passed to each. Raises UsageError, before any work, for a missing notebook, an unknown parameter or a
+    wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        one_of("notebook", str(path), map(str, sorted(path.parent.glob("*.ipynb"))))
+    wanted = {}
+    for asked in asked_for(parameterize_notebook(load_notebook_node(str(path)), parameters).cells):
+        for config in needs(asked):
+            how = {name: asked.how[name] for name in ("train_missing", "device", "speed")}
+            wanted.setdefault(config.id, []).append(runs.Wanted(config, runs.run, dict(attacks=(), **how)))
+        wanted.setdefault(asked.config.id, []).append(asked)
+    return [
+        Task(those[0].config, tuple(those), frozenset(c.id for asked in those for c in needs(asked)), threads)
+        for those in wanted.values()
+    ]
+
+
+def asked_for(cells: list) -> list[runs.Wanted]:
+    """What code cells ask notebook.gather() for, in that order; only those up to the last that asks are executed."""
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    asking = [i for i, source in enumerate(sources, 1) if re.search(r"notebook\.(gather|collect|labelled)\(", source)]
+    with notebook.planning() as plan, redirect_stdout(io.StringIO()):
+        for source in sources[: max(asking, default=0)]:
+            plan.namespace["In"].append(source)
+            exec(source, plan.namespace)
+    return plan.wanted
+
+
+def needs(asked: runs.Wanted) -> list[RunConfig]:
+    """The runs whose networks this one takes: its teachers, and the source of a transfer attack."""
+    source = getattr(asked.job, "keywords", {}).get("source")
+    return [*asked.config.teachers, *([source] if source else [])]

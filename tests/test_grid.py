@@ -1,0 +1,322 @@
+"""The grid: a notebook's runs listed, and done by workers of every kind, whatever happens to them."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+import submitit
+
+from sglrlib import grid, lease, log, plan, runs
+from sglrlib.__main__ import main
+from sglrlib.grid import State
+from sglrlib.paths import ROOT
+from sglrlib.recipes import row_recipe
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TABLES, BLACK_BOX = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_main_tables", "08_black_box"))
+SMALL = dict(epochs=3, train_size=60, val_size=40, test_size=40, attacks="pgd_2, apgd_ce", attack_images=10)
+ARGUMENTS = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
+
+
+def command(store: Path, *arguments, **variables) -> subprocess.Popen:
+    """python -m sglrlib in a process group of its own, on the store below a folder; what it prints goes to a file."""
+    with open(store / "said", "a") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sglrlib", *arguments], stdout=said, stderr=subprocess.STDOUT, cwd=store,
+            env=os.environ | dict(SGLR_OUT=str(store), OMP_NUM_THREADS="1") | variables, start_new_session=True,
+        )  # fmt: skip
+
+
+def shown(store: Path, *arguments) -> str:
+    """What 02 prints of a store without computing anything."""
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", TABLES, "out.ipynb", *arguments, "-y", "train: false"],
+        env=os.environ | dict(SGLR_OUT=str(store), OMP_NUM_THREADS="1"), cwd=store, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = nbformat.read(store / "out.ipynb", as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebooks_runs_are_known_without_computing_anything(store, notebook):
+    tasks = plan.tasks(notebook, {})
+    assert bool(tasks) == (notebook.stem not in ("00_tour", "11_theory"))  # these two ask for no runs
+    assert len({task.config.id for task in tasks}) == len(tasks)
+    assert all(task.lacking[0] == "training" for task in tasks)
+    assert not runs.RUNS.exists()
+
+
+def test_what_a_run_needs_is_a_task_of_its_own_and_comes_first(store):
+    titles = [task.config.title for task in plan.tasks(TABLES, dict(rows="KD-SWA, PGD-AT"))]
+    assert titles == ["Standard", "PGD-AT", "KD-SWA"]
+    student = plan.tasks(TABLES, dict(rows="KD-AT"))[-1]
+    assert student.needs == {teacher.id for teacher in student.config.teachers} and len(student.needs) == 2
+    targets = plan.tasks(BLACK_BOX, {})
+    assert [task.config.arch for task in targets] == ["cnn16", "cnn16", "cnn24", "cnn32"]
+    sources = {task.config.id for task in targets[2:]}
+    assert [task.needs for task in targets] == [sources, sources, set(), set()]
+
+
+class Recording:
+    """An executor that ends each task when it is asked to, and keeps what it was given."""
+
+    def __init__(self):
+        self.given, self.running = [], []
+
+    def submit(self, task):
+        self.given.append(task.config.title)
+        self.running.append(future := Future())
+        return future
+
+
+def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monkeypatch):
+    tasks = plan.tasks(TABLES, dict(rows="KD-AT, KD-SWA, TRADES, AWP"))
+    given = {}
+    for at_once in (2, 0):
+        executor, most = Recording(), []
+
+        def end_the_first(seconds, running=executor.running, most=most):
+            most.append(len(running))
+            if running:
+                running.pop(0).set_result("")
+
+        monkeypatch.setattr(grid.time, "sleep", end_the_first)
+        assert grid.send(tasks, executor, at_once=at_once, say=lambda line: None) == []
+        given[max(most)] = executor.given
+    assert given == {
+        2: ["Standard", "PGD-AT", "TRADES", "KD-AT", "KD-SWA", "AWP"],
+        4: ["Standard", "PGD-AT", "TRADES", "AWP", "KD-AT", "KD-SWA"],
+    }
+
+
+def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
+    tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR", seeds=2))
+    assert grid.states(tasks) == [State("missing", 0, None)] * 4
+    done, judged, partial, failed = (runs.RUNS / task.config.id for task in tasks)
+    assert tasks[0]() == ""
+    runs.run(tasks[1].config, ["pgd_2"], device="cpu", say=lambda line: None)
+    for folder, last in ((partial, {}), (failed, dict(failed="Diverged: nan"))):
+        folder.mkdir()
+        log.note(folder, epoch=1, seconds=2.0)
+        log.note(folder, **last)
+        (folder / "last.pt").touch()
+    with open(partial / log.LOG, "a") as file:
+        file.write('\n{"epoch": 2, "sec')  # cut off by a kill
+    kinds = [(state.kind, state.epoch) for state in grid.states(tasks)]
+    assert kinds == [("done", 3), ("partial", 3), ("partial", 1), ("failed", 1)]
+    assert tasks[0].lacking == [] and tasks[1].lacking == ["apgd_ce"]
+    left = [state.left for state in grid.states(tasks)]
+    evaluations = json.loads((done / "result.json").read_text())["evaluations"]
+    spent = {column: sum(evaluations[which][column]["seconds"] for which in evaluations) for column in ("apgd_ce",)}
+    assert left[0] == 0 and left[1] == pytest.approx(spent["apgd_ce"])
+    assert 4 <= left[2] < 10 and left[2] == left[3]  # two epochs of two seconds, and the judging
+    assert main(["list", str(TABLES), *ARGUMENTS, "-p", "seeds", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"PGD-AT\+SGLR +partial +epoch 1/3 +0:00:0\d +digits-pgd_at-self_guided-s0-", said)
+    assert f'failed: {failed.name}, whose log.jsonl ends in\n    {{"epoch": 1, "seconds": 2.0}}\n    {{"failed"' in said
+    assert "4 runs: 1 done, 2 partial, 1 failed, 0 missing; 0:00:" in said
+    assert main(["list"]) == 0
+    assert "2 done, 1 partial, 1 failed, 0 missing" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "pick_device", lambda device: "cuda")
+    for folder in (done, judged):
+        (folder / log.LOG).unlink()
+    assert grid.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "notebooks/02_main_table.ipynb"], "is not known. Did you mean"),
+        (["list", str(TABLES), "-p", "row", "all"], "parameter = 'row' is not known. Did you mean 'rows'?"),
+        (["run", str(TABLES), "-p", "train", "False"], "train = False computes nothing"),
+        (
+            ["run", str(TABLES), "--workers", "-1"],
+            "workers = -1 is out of range: expected at least 0; the nearest is 0",
+        ),
+        (["run", str(TABLES), "--minutes", "-1"], "minutes = -1 is out of range"),
+        (["run", str(TABLES), "--slurm"], 'Could not detect "srun"'),
+        (["run", str(TABLES), "-y", "[1]"], "-y = [1]: expected names and values"),
+        (["list", str(TABLES), "-p", "rows"], "expected 2 arguments"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(store, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(ROOT)
+    try:
+        code = main(arguments)
+    except SystemExit as end:  # argparse's own
+        code = end.code
+    assert code == 2 and said in capsys.readouterr().err
+    assert not runs.RUNS.exists()
+
+
+def wait(process, store: Path) -> str:
+    """What a command printed, once it has ended well."""
+    assert process.wait() == 0, (store / "said").read_text()
+    return (store / "said").read_text()
+
+
+def test_a_grid_interrupted_twice_ends_with_the_same_table(tmp_path, fault):
+    """Two worker processes on three rows and a teacher: once in peace, once interrupted, killed, and called again."""
+    rows = ["-p", "rows", "PGD-AT, PGD-AT+SGLR, KD-AT"]
+    grid_of = ["run", str(TABLES), *ARGUMENTS, "-p", "epochs", "6", *rows, "--workers", "2"]
+    peace, trouble = tmp_path / "peace", tmp_path / "trouble"
+    for store in (peace, trouble):
+        store.mkdir()
+    started = time.monotonic()
+    said = wait(command(peace, *grid_of), peace)
+    length = time.monotonic() - started
+    assert "4 runs, 4 of them to do, 2 at a time" in said and "4 runs: 4 done, 0 partial, 0 failed, 0 missing" in said
+    for end in (signal.SIGINT, signal.SIGKILL):
+        process = command(trouble, *grid_of)
+        time.sleep(0.55 * length)
+        os.killpg(process.pid, end)
+        assert process.wait() != 0
+        deadline = time.monotonic() + 30  # workers of a killed command may finish what they are at
+        while subprocess.run(["pgrep", "-f", str(trouble)], capture_output=True).stdout and time.monotonic() < deadline:
+            time.sleep(0.2)
+    said = wait(command(trouble, *grid_of), trouble)
+    done_before = 4 - int(re.findall(r"(\d+) of them to do", said)[-1])
+    assert 0 < done_before < 4, "the interruptions came too late or too early: the test shows nothing"
+    tables = [
+        shown(store, *ARGUMENTS, "-p", "epochs", "6", *rows).split("\nPGD-AT\n")[-1] for store in (peace, trouble)
+    ]
+    assert "KD-AT" in tables[0] and "missing" not in tables[0]
+    fault(lost=tables[0] != tables[1])
+    for folder in (trouble / "runs").glob("digits-*"):
+        lines = list(log.newest_first(folder))
+        assert len(log.epoch_seconds(folder)) == 6 and "failed" not in str(lines)
+
+
+def test_one_failed_run_neither_stops_the_others_nor_hides(tmp_path, store, fault):
+    rows = ["-p", "rows", "PGD-AT, PGD-AT+LS, PGD-AT+SGLR"]
+    config = row_recipe(
+        "PGD-AT+LS", **{name: SMALL[name] for name in ("epochs", "train_size", "val_size", "test_size")}
+    )
+    folder = tmp_path / "runs" / config.id
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"garbage")
+    process = command(tmp_path, "run", str(TABLES), *ARGUMENTS, *rows, "--workers", "2")
+    assert process.wait() == 1
+    said = (tmp_path / "said").read_text()
+    assert f"failed: {config.id}, whose log.jsonl ends in" in said
+    assert '"failed": "Damaged: ' in said and "3 runs: 2 done, 0 partial, 1 failed, 0 missing" in said
+    table = shown(tmp_path, *ARGUMENTS, *rows)
+    assert re.search(r"PGD-AT\+LS +failed +failed +failed +seed 0", table) and f"failed: {config.id}" in table
+    assert "PGD-AT+SGLR loses less of its best robust accuracy than PGD-AT: " in table
+
+    (folder / "last.pt").unlink()
+    tasks = plan.tasks(TABLES, SMALL | dict(rows=rows[-1]))
+    assert [state.kind for state in grid.states(tasks)] == ["done", "failed", "done"]
+    assert tasks[1]() == ""
+    fault(lost=[state.kind for state in grid.states(tasks)] != ["done"] * 3)
+
+
+@pytest.fixture
+def pool():
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+def test_any_executor_will_do_and_a_worker_that_dies_is_noted(tmp_path, store, monkeypatch, pool, fault):
+    monkeypatch.setenv("SGLR_OUT", str(tmp_path))
+    tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR"), threads=1)
+    assert grid.send(tasks, pool, say=lambda line: None) == []
+    assert [state.kind for state in grid.states(tasks)] == ["done", "done"]
+
+    (late,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT+LS", epochs=2000))
+    sent = []
+
+    class Killing:
+        def submit(self, task):
+            sent.append(pool.submit(task))
+            while not (runs.RUNS / task.config.id / "last.pt").exists():
+                time.sleep(0.05)
+            holder = re.search(r"process (\d+)", lease.holder(runs.RUNS / task.config.id))[1]
+            os.kill(int(holder), signal.SIGKILL)
+            return sent[-1]
+
+    (failure,) = grid.send([late], Killing(), say=lambda line: None)
+    assert failure.startswith(f"failed: {late.config.id}, whose log.jsonl ends in") and "BrokenProcessPool" in failure
+    (state,) = grid.states([late])
+    fault(lost=state.kind != "failed" or state.epoch < 1)
+
+
+def test_submitit_starts_a_timed_out_run_again_and_it_resumes(tmp_path, store, monkeypatch, fault):
+    """A limit of sixteen seconds, a warning four before it; the training alone takes fourteen."""
+    monkeypatch.setenv("SGLR_OUT", str(tmp_path))
+    asked = SMALL | dict(rows="PGD-AT+SGLR", attacks="pgd_1")
+    (task,) = plan.tasks(TABLES, asked | dict(epochs=20))
+    assert task() == ""
+    epochs = round(14 / grid.pace(task, None))
+    (task,) = plan.tasks(TABLES, asked | dict(epochs=epochs), threads=1)
+    executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=1000)
+    executor.update_parameters(timeout_min=16 / 60, signal_delay_s=4)
+    assert grid.send([task], executor, say=lambda line: None) == []
+    said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.err"))
+    starts = [line for line in log.newest_first(runs.RUNS / task.config.id) if "started" in line]
+    assert said.count("Caught signal SIGUSR2") == said.count("this job is timed-out") == len(starts) - 1 >= 1
+    noted = [line["epoch"] for line in log.newest_first(runs.RUNS / task.config.id) if "epoch" in line]
+    fault(lost=max(noted) != epochs or len(noted) > epochs + len(starts) - 1)  # no more than the one in progress
+
+
+FAKE = r"""
+import os, re, subprocess, sys
+from pathlib import Path
+name, place = Path(sys.argv[0]).name, Path(os.environ["FAKE_SLURM"])
+if name == "sbatch":
+    text = Path(sys.argv[1]).read_text()
+    (place / "script").write_text(text)
+    array = re.search(r"--array=0-(\d+)", text)
+    for index in range(int(array[1]) + 1 if array else 1):
+        own = dict(SLURM_JOB_ID="77", SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_PROCID="0",
+                   SLURM_LOCALID="0", SLURM_JOB_NODELIST="here")
+        own |= dict(SLURM_ARRAY_JOB_ID="77", SLURM_ARRAY_TASK_ID=str(index)) if array else {}
+        subprocess.Popen(["bash", sys.argv[1]], env=os.environ | own, stdin=-3, stdout=-3, stderr=-3)
+    print("Submitted batch job 77")
+elif name == "srun":
+    command = sys.argv[1:]
+    while command[0].startswith("--"):
+        command = command[1 if command[0] == "--unbuffered" else 2:]
+    os.execvp(command[0], command)
+elif name == "sacct":
+    print("JobID|State|NodeList")
+    print("77|RUNNING|here")
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A stand-in for Slurm's commands: sbatch runs its script at once."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("sbatch", "srun", "sacct", "scontrol"):
+        (folder / name).write_text(f"#!{sys.executable}\n{FAKE}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_what_goes_to_slurm(tmp_path, slurm):
+    """The script as text; and the jobs as the stand-in runs them."""
+    options = ["--slurm", "--partition", "gpu", "--gpus", "2", "--cpus", "6", "--minutes", "90", "--signal", "300"]
+    process = command(tmp_path, "run", str(TABLES), *ARGUMENTS, *options, "--workers", "5", "-s", "account", "lab")
+    said = wait(process, tmp_path)
+    assert "2 runs: 2 done" in said
+    script = (slurm / "script").read_text().splitlines()
+    wanted = "partition=gpu gpus-per-node=2 cpus-per-task=6 time=90 signal=USR2@300 account=lab requeue array=0-1%2"
+    wanted = [
+        f"#SBATCH --{option}" for option in [*wanted.split(), "ntasks-per-node=1", "open-mode=append", "job-name=sglr"]
+    ]
+    assert set(wanted) <= set(script), script
+    assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in script)
