@@ -114,6 +114,7 @@ def restore(folder: Path, parts: dict, device="cpu", say: Callable[[str], None] 
             continue
         if damage:
             say(f"{damage} The checkpoint before it is taken: epoch {len(state['curve'])}.")
+            (folder / "last.pt").replace(folder / "damaged.pt")  # else it would take the good one's place
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return state["curve"]

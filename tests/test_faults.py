@@ -313,6 +313,21 @@ def test_a_damaged_checkpoint_is_not_taken_but_the_one_before_it(small, store, t
     fault(lost=not same_run(config, tmp_path / "whole", tmp_path))
 
 
+def test_a_damaged_checkpoint_never_takes_the_good_ones_place(small, store, monkeypatch, fault):
+    """The resumed run is killed while it writes its first checkpoint."""
+    config = small(epochs=6)
+    folder = stopped(config, 4)
+    (folder / "last.pt").write_bytes(b"garbage")
+
+    def killed(path, values):
+        raise SystemExit
+
+    with monkeypatch.context() as context, pytest.raises(SystemExit):
+        context.setattr(checkpoint, "save", killed)
+        runs.run(config, (), **SILENT)
+    fault(lost=epochs_kept(folder) != 3)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_without_any_readable_checkpoint_the_error_names_them_and_nothing_is_removed(
     small, store, tmp_path, monkeypatch, fault, damage
@@ -501,7 +516,7 @@ def test_a_lease_lasts_whatever_the_clocks_say(small, store, monkeypatch, fault,
 def test_a_dead_process_on_this_machine_blocks_nobody(small, store, fault):
     config = small()
     folder = runs.RUNS / config.id
-    process = start(holding, store, config, lease.LEASE_S, 600)
+    process = start(holding, store, config, lease.LEASE_S, 60)
     wait_for(folder / "held")
     process.kill()
     process.join()
@@ -528,7 +543,7 @@ def test_a_process_that_stood_still_too_long_writes_nothing_any_more(small, stor
     monkeypatch.setattr(lease, "LEASE_S", 1.0)
     config = small()
     folder = runs.RUNS / config.id
-    process = start(holding, store, config, 1.0, 600)
+    process = start(holding, store, config, 1.0, 15)
     wait_for(folder / "curve.csv")
     os.kill(process.pid, signal.SIGSTOP)
     with lease.alone(folder, lambda line: None):

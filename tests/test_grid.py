@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def shown(store: Path, *arguments) -> str:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebooks_runs_are_known_without_computing_anything(store, notebook):
-    tasks = plan.tasks(notebook, {})
+    tasks = pickle.loads(pickle.dumps(plan.tasks(notebook, {})))  # as workers get them
     assert bool(tasks) == (notebook.stem not in ("00_tour", "11_theory"))  # these two ask for no runs
     assert len({task.config.id for task in tasks}) == len(tasks)
     assert all(task.lacking[0] == "training" for task in tasks)
@@ -122,7 +123,7 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     assert 4 <= left[2] < 10 and left[2] == left[3]  # two epochs of two seconds, and the judging
     assert main(["list", str(TABLES), *ARGUMENTS, "-p", "seeds", "2"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"PGD-AT\+SGLR +partial +epoch 1/3 +0:00:0\d +digits-pgd_at-self_guided-s0-", said)
+    assert re.search(r"PGD-AT\+SGLR  digits-pgd_at-self_guided-s0-\w+  partial  epoch 1/3 +0:00:0\d left", said)
     assert f'failed: {failed.name}, whose log.jsonl ends in\n    {{"epoch": 1, "seconds": 2.0}}\n    {{"failed"' in said
     assert "4 runs: 1 done, 2 partial, 1 failed, 0 missing; 0:00:" in said
     assert main(["list"]) == 0
@@ -176,7 +177,7 @@ def test_a_grid_interrupted_twice_ends_with_the_same_table(tmp_path, fault):
     said = wait(command(peace, *grid_of), peace)
     length = time.monotonic() - started
     assert "4 runs, 4 of them to do, 2 at a time" in said and "4 runs: 4 done, 0 partial, 0 failed, 0 missing" in said
-    for end in (signal.SIGINT, signal.SIGKILL):
+    for end in (signal.SIGTERM, signal.SIGKILL):
         process = command(trouble, *grid_of)
         time.sleep(0.55 * length)
         os.killpg(process.pid, end)
@@ -275,6 +276,8 @@ from pathlib import Path
 name, place = Path(sys.argv[0]).name, Path(os.environ["FAKE_SLURM"])
 if name == "sbatch":
     text = Path(sys.argv[1]).read_text()
+    if "--partition=gpux" in text:
+        sys.exit("sbatch: error: invalid partition specified: gpux")
     (place / "script").write_text(text)
     array = re.search(r"--array=0-(\d+)", text)
     for index in range(int(array[1]) + 1 if array else 1):
@@ -320,3 +323,9 @@ def test_what_goes_to_slurm(tmp_path, slurm):
     ]
     assert set(wanted) <= set(script), script
     assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in script)
+
+
+def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm", "--partition", "gpux"]) == 2
+    assert "UsageError: Slurm does not take the jobs: " in (said := capsys.readouterr().err)
+    assert "invalid partition specified: gpux" in said and not runs.RUNS.joinpath("digits").exists()
