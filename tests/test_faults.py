@@ -238,6 +238,7 @@ def test_a_full_disk(small, tmp_path, store, monkeypatch, fault, kind):
             assert runs.attempt(runs.run, config, attacks=(), device="cpu", say=said.append) is None
         assert "No space left on device" in said[-1]
         kept = epochs_kept(full / "runs" / config.id)
+        assert not [*(full / "runs" / config.id).glob(".*.part-*")]  # it would only take space
         assert 0 < kept < 6
         if kind == "tmpfs":
             subprocess.run(["mount", "-o", "remount,size=20m", full], check=True)
@@ -326,6 +327,21 @@ def test_a_damaged_checkpoint_never_takes_the_good_ones_place(small, store, monk
         context.setattr(checkpoint, "save", killed)
         runs.run(config, (), **SILENT)
     fault(lost=epochs_kept(folder) != 3)
+
+
+@pytest.mark.parametrize("damaged", ["last.pt", "best-3.pt"])
+def test_the_checkpoint_before_the_last_keeps_its_own_best_weights(tmp_path, fault, damaged):
+    """Of three epochs the first is the best until the third."""
+    model = torch.nn.Linear(2, 2)
+    for epoch, best in ((1, 1), (2, 1), (3, 3)):
+        torch.nn.init.constant_(model.weight, epoch)
+        curve = [dict(epoch=e) for e in range(1, epoch + 1)]
+        checkpoint.save_epoch(tmp_path, dict(model=model), model, curve, best)
+    (tmp_path / damaged).write_bytes(b"")
+    said = []
+    assert len(checkpoint.restore(tmp_path, dict(model=model), say=said.append)) == 2
+    assert damaged in said[0] and (model.weight == 2).all()
+    fault(lost=not (checkpoint.load(tmp_path / "best-1.pt")["model"]["weight"] == 1).all())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
