@@ -20,7 +20,9 @@ from sglrlib import attacks, checkpoint, grid, lease, log, notebook, results, ru
 from sglrlib.attacks import chain
 from sglrlib.autoattack import Part
 from sglrlib.checkpoint import Damaged, StoreError
+from sglrlib.checks import UsageError
 from sglrlib.config import make_config
+from sglrlib.data import DataError
 from sglrlib.results import CHECKPOINTS
 from sglrlib.step import Step
 from sglrlib.train import Diverged, train
@@ -469,9 +471,35 @@ def test_a_loss_that_is_nan_fails_its_run_alone_and_is_tried_again(small, store,
     notebook.collect([good, bad], [], OWN)
     assert f"{bad.title} seed 1: epoch 3/4" in capsys.readouterr().out
     assert tables.failed(found, ["natural"], [bad]) == []
+    log.note(runs.RUNS / good.id, failed="LostLease: by a worker whose run another one took over and finished")
+    assert tables.failed(found, ["natural"], [good]) == []
     whole = store / "whole"
     assert finish(trained, whole, bad) == 0
     fault(lost=not same_run(bad, whole, store))
+
+
+def test_one_that_fails_beside_others_is_not_tried_twice(small, store, monkeypatch, capsys, fault):
+    """On two processes, as a notebook starts them."""
+    good, bad = small(), small(seed=1)
+    (runs.RUNS / bad.id).mkdir(parents=True)
+    (runs.RUNS / bad.id / "last.pt").write_bytes(b"garbage")
+    monkeypatch.setenv("SGLR_OUT", str(store))
+    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    assert [result.config for result in notebook.gather([bad, good], OWN, attacks=[])] == [good]
+    said = capsys.readouterr().out
+    assert said.count("failed: ") == 1 and f"failed: {bad.id}, whose log.jsonl ends in" in said
+    noted = [line for line in log.newest_first(runs.RUNS / bad.id) if "failed" in line]
+    fault(lost=len(noted) != 1)
+
+
+@pytest.mark.parametrize("error", [UsageError, DataError])
+def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, error):
+    def job(config, **how):
+        raise error("unpack the data first")
+
+    with pytest.raises(error, match="unpack the data first"):
+        notebook.gather([small(), small(seed=1)], OWN, job)
+    assert not runs.RUNS.exists()
 
 
 def test_where_all_runs_fail_the_notebook_ends(small, store, monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import submitit
+import torch
 
 from sglrlib import grid, lease, log, plan, runs
 from sglrlib.__main__ import main
@@ -34,6 +35,7 @@ def command(store: Path, *arguments, **variables) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "sglrlib", *arguments], stdout=said, stderr=subprocess.STDOUT, cwd=store,
             env=os.environ | dict(SGLR_OUT=str(store), OMP_NUM_THREADS="1") | variables, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
 
 
@@ -98,6 +100,17 @@ def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monke
         2: ["Standard", "PGD-AT", "TRADES", "KD-AT", "KD-SWA", "AWP"],
         4: ["Standard", "PGD-AT", "TRADES", "AWP", "KD-AT", "KD-SWA"],
     }
+
+
+def test_a_task_takes_as_many_threads_as_it_is_given(small):
+    torch.set_num_threads(2)
+    try:
+        grid.Task(small(), ())()
+        assert torch.get_num_threads() == 2
+        grid.Task(small(), (), threads=1)()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
@@ -177,7 +190,7 @@ def test_a_grid_interrupted_twice_ends_with_the_same_table(tmp_path, fault):
     said = wait(command(peace, *grid_of), peace)
     length = time.monotonic() - started
     assert "4 runs, 4 of them to do, 2 at a time" in said and "4 runs: 4 done, 0 partial, 0 failed, 0 missing" in said
-    for end in (signal.SIGTERM, signal.SIGKILL):
+    for end in (signal.SIGINT, signal.SIGKILL):
         process = command(trouble, *grid_of)
         time.sleep(0.55 * length)
         os.killpg(process.pid, end)
