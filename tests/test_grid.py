@@ -152,6 +152,8 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     [
         (["list", "notebooks/02_main_table.ipynb"], "is not known. Did you mean"),
         (["list", str(TABLES), "-p", "row", "all"], "parameter = 'row' is not known. Did you mean 'rows'?"),
+        (["list", str(TABLES), "-p", "rows", ""], "no run is asked for: expected one or more rows"),
+        (["list", str(TABLES), "-p", "rows", " , "], "' , ' names nothing: expected one or more names"),
         (["run", str(TABLES), "-p", "train", "False"], "train = False computes nothing"),
         (
             ["run", str(TABLES), "--workers", "-1"],
