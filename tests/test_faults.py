@@ -511,6 +511,12 @@ def test_where_all_runs_fail_the_notebook_ends(small, store, monkeypatch):
         runs.run(small(), (), **SILENT)
 
 
+def test_an_epoch_done_again_counts_as_it_was_done_last(tmp_path):
+    for epoch, seconds in ((1, 1.0), (2, 5.0), (2, 7.0)):
+        log.note(tmp_path, epoch=epoch, seconds=seconds)
+    assert log.epoch_seconds(tmp_path) == {1: 1.0, 2: 7.0} and log.last_epoch(tmp_path) == 2
+
+
 def test_a_clock_that_jumps(small, store, tmp_path, monkeypatch, fault):
     config, now, jumps = small(), time.time, random.Random(0)
     assert finish(trained, tmp_path / "whole", config, ["pgd_2"]) == 0

@@ -156,6 +156,17 @@ def test_two_runs_are_compared_image_by_image():
     assert verdicts(same)[2] == "true" and verdicts(other)[2] == "cannot be told from this run"
 
 
+def test_a_seed_that_only_one_side_has_is_left_out():
+    hard = [result("hard", 800, 700, 120, 20, seed=seed) for seed in (0, 1)]
+    (refined,) = [result("self_guided", 800, 795, 15, 10, seed=1)]
+    lines = claims(hard, [refined])
+    assert verdicts(lines) == ["true"] * 4
+    assert lines.count("n = 1000 test images x 2 seeds)") == 1 and lines.count("n = 1000 test images x 1 seed)") == 3
+    none = claims(hard[:1], [refined])
+    assert verdicts(none) == ["true", *["cannot be told from this run"] * 3]
+    assert "n = 0 test images x 0 seeds" in none
+
+
 def test_gaps_count_whatever_their_sign():
     """A gap of -10 points is no smaller than one of 1."""
     gained, steady = result("hard", 700, 800, 10, 110), result("self_guided", 800, 790, 12, 2)
