@@ -5,6 +5,7 @@ import ast
 import sys
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 
 import joblib
 import submitit
@@ -80,9 +81,10 @@ def do_runs(asked: argparse.Namespace) -> int:
         raise UsageError("train = False computes nothing: expected train = True, the default, to run it.")
     todo = [task for task in tasks if task.lacking]
     executor = slurm(asked) if asked.slurm else local(asked)
-    print(f"{len(tasks)} runs, {len(todo)} of them to do, {together or 'all'} at a time", flush=True)
+    say = partial(print, flush=True)  # also into a file, line by line
+    say(f"{len(tasks)} runs, {len(todo)} of them to do, {together or 'all'} at a time")
     try:
-        failures = grid.send(todo, executor, at_once=0 if asked.slurm else together)
+        failures = grid.send(todo, executor, at_once=0 if asked.slurm else together, say=say)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"Slurm does not take the jobs: {error}") from error
     show(tasks)

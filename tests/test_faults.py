@@ -103,24 +103,26 @@ def same_run(config, one: Path, other: Path) -> bool:
 # Kills.
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(method="trades", arch="wrn10_1", augment="crop_flip", epochs=15)])
+@pytest.mark.parametrize("changes", [dict(), dict(method="trades", arch="wrn10_1", augment="crop_flip")])
 def test_training_killed_at_ten_random_moments(small, tmp_path, fault, changes):
-    config = small(**(dict(epochs=40, noise_rate=0.3) | changes))
-    started = time.monotonic()
-    assert finish(trained, tmp_path / "whole", config) == 0
-    length = time.monotonic() - started
-
+    """Each time up to two epochs further, at whatever it is doing then."""
+    config = small(**(dict(epochs=60, noise_rate=0.3) | changes))
+    folder = tmp_path / "killed/runs" / config.id
     moments, kept = random.Random(0), 0
     for _ in range(10):
+        goal = log.last_epoch(folder) + moments.randint(0, 2)
         process = start(trained, tmp_path / "killed", config)
-        time.sleep(moments.uniform(0, 0.2 * length))
+        while log.last_epoch(folder) < goal and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        before, kept = kept, epochs_kept(tmp_path / "killed/runs" / config.id)
+        before, kept = kept, epochs_kept(folder)
         fault(lost=kept < before)
     assert 0 < kept < config.epochs, "no kill in the middle: the test shows nothing"
-    assert finish(trained, tmp_path / "killed", config) == 0
+    for side in ("whole", "killed"):
+        assert finish(trained, tmp_path / side, config) == 0
     assert same_run(config, tmp_path / "whole", tmp_path / "killed")
 
 
