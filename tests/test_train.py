@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -26,23 +23,6 @@ from sglrlib.step import training_attack
 from sglrlib.train import Diverged, best_epoch, run_data, run_model, train
 
 SILENT = dict(say=lambda line: None)
-RUN_ONE = """
-import json, sys, torch
-torch.set_num_threads(1)
-from sglrlib.config import make_config
-from sglrlib.runs import run
-run(make_config(**json.loads(sys.argv[1])), device="cpu", say=lambda line: print(line, flush=True))
-"""
-
-
-def start(config, out, name="log"):
-    """A process that trains config into the store below out; what it prints goes to out/name."""
-    out.mkdir(exist_ok=True)
-    with open(out / name, "w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", RUN_ONE, json.dumps(config.flat())],
-            env=os.environ | dict(SGLR_OUT=str(out), OMP_NUM_THREADS="1"), stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
 
 def assert_same_run(one, other):
@@ -87,17 +67,6 @@ def test_every_row_of_the_tables_resumes_bit_for_bit(small, tmp_path, row):
         train(config, tmp_path / "stopped", teachers=teachers, report=interrupt)
     train(config, tmp_path / "stopped", **silent)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-
-
-def test_two_processes_that_want_one_run_train_it_once(small, tmp_path):
-    config = small(epochs=8)
-    both = [start(config, tmp_path, f"log{i}") for i in range(2)]
-    codes = [process.wait() for process in both]
-    said = [(tmp_path / f"log{i}").read_text() for i in range(2)]
-    assert codes == [0, 0], said
-    assert sorted("epoch 8/8" in text for text in said) == [False, True]  # one trained, the other waited and loaded
-    log = (tmp_path / "runs" / config.id / "log.jsonl").read_text().strip().splitlines()
-    assert [line["epoch"] for line in map(json.loads, log) if "epoch" in line] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("labels", LABELS)
