@@ -20,7 +20,8 @@ class PGD:
 
     eps and step are in pixel units of [0, 1], e.g. 8 / 255. objective is a name of OBJECTIVES, weight its weight
     against a penalty. start is 'uniform' (in the ball, as PGD-AT), 'gaussian' (0.001 * N(0, 1), as TRADES) or 'none'.
-    mode 'train' attacks the model in train mode, as some repositories do in training, and so moves its BatchNorm
+    The start is clamped to [0, 1], which trades.py and memorization-AT leave
+    out. mode 'train' attacks the model in train mode, as some repositories do in training, and so moves its BatchNorm
     statistics: the one trace that an attack can leave. Raises UsageError for anything else.
     """
 
@@ -133,9 +134,9 @@ ATTACKS: dict[str, Callable] = {
     "square": lambda eps, _: Square(eps),
     r"square_(\d{1,5})": lambda eps, _, queries: Square(eps, iterations=int(queries)),
     "apgd_ce": lambda eps, _: Part(eps, "apgd_ce"),
-    "apgd_t": lambda eps, _: Part(eps, "apgd_t"),
-    "fab_t": lambda eps, _: Part(eps, "fab_t"),
-    "autoattack": lambda eps, _: Part(eps, "square"),
+    "apgd_t": lambda eps, _: Part(eps, "apgd_t", cascade="apgd_t"),
+    "fab_t": lambda eps, _: Part(eps, "fab_t", cascade="fab_t"),
+    "autoattack": lambda eps, _: Part(eps, "square", cascade="autoattack"),
 }
 # AutoAttack standard is a cascade: each part is given the images that withstood the one before.
 AFTER = {"apgd_t": "apgd_ce", "fab_t": "apgd_t", "autoattack": "fab_t"}

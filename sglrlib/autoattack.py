@@ -32,6 +32,7 @@ class Part:
     part: str
     iterations: int = 0
     seed: int = 0
+    cascade: str = ""  # the attack whose last part this is: on its own it is weaker, so correct() refuses it
 
     def __post_init__(self):
         one_of("part", self.part, PARTS)

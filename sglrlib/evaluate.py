@@ -20,8 +20,14 @@ def correct(
 ) -> Tensor:
     """Whether each image is classified as its label, (N,) bool on the CPU; attacked first where attack is given.
 
-    Arguments, and what is raised, as of outputs(). Only an example that the model itself misclassifies counts.
+    Arguments, and what is raised, as of outputs(). Only an example that the model itself misclassifies counts. Raises
+    UsageError for the last part of a cascade too: judge() runs the whole.
     """
+    if cascade := getattr(attack, "cascade", ""):
+        raise UsageError(
+            f"{cascade!r} is a cascade of attacks and this its last part alone, {attack.part!r}: expected a single "
+            f"attack; sglrlib.judge.judge(model, x, y, eps_255, attacks=[{cascade!r}]) runs the whole cascade."
+        )
     return (outputs(model, x, y, attack, classes=classes, speed=speed)[1].argmax(1) == y).cpu()
 
 
@@ -66,7 +72,8 @@ def withstood(model: nn.Module, x: Tensor, y: Tensor, attack: Callable, before: 
     standing = before.nonzero().flatten()
     flags = torch.zeros(len(y), dtype=torch.bool)
     if len(standing):
-        flags[standing] = correct(model, x[standing], y[standing], attack, **settings)
+        logits = outputs(model, x[standing], y[standing], attack, **settings)[1]
+        flags[standing] = (logits.argmax(1) == y[standing]).cpu()
     return flags
 
 

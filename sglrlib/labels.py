@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.checks import one_of, within
+from sglrlib.checks import UsageError, one_of, within
 
 Penalty = Callable[[Tensor], Tensor]  # logits (B, K) -> one number a sample (B,)
 
@@ -144,6 +144,8 @@ class Ensemble(Hard):
         super().__init__(y, classes)
         within("te_weight", te_weight, 0)
         within("alpha", alpha, 0, 1)
+        if alpha == 1:
+            raise UsageError("alpha = 1.0 keeps the average at zero for ever: expected below 1; the nearest is 0.999.")
         within("ramp_end", ramp_end, 0, 1)
         self.te_weight, self.alpha, self.ramp_end = te_weight, alpha, ramp_end
         self.register_buffer("p", torch.zeros(len(y), classes))

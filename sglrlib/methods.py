@@ -77,7 +77,8 @@ class TRADES(Method):
     Follows yaodongyu/TRADES trades.py: gradients flow through both arguments of the KL, which is summed over classes
     and averaged over the batch. The label rule is applied to the natural term. The clean logits come from the
     train-mode pass that the loss needs anyway, whatever clean_pass says. That repository also trains with weight
-    decay 2e-4, eps 0.031, steps of 0.007, and stops one epoch after the learning rate's first drop.
+    decay 2e-4, eps 0.031, steps of 0.007, and stops one epoch after the learning rate's first drop. It also
+    passes x in train mode a second time, after x': with BatchNorm, its running statistics see more of the clean images.
     """
 
     title = "TRADES"

@@ -114,7 +114,10 @@ class PreActNet(nn.Module):
 
 
 def preact_resnet18(*, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """The network of Rice et al. 2020 (arXiv 2002.11569): stages of 2 blocks, 64 to 512 channels."""
+    """The network of Rice et al. 2020 (arXiv 2002.11569): stages of 2 blocks, 64 to 512 channels.
+
+    Its convolutions start He-normal, as the released ResNets do; Rice et al. leave them at PyTorch's default.
+    """
     return PreActNet(2, 64, [64, 128, 256, 512], classes=classes, shape=shape)
 
 

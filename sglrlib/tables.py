@@ -12,10 +12,16 @@ from torch import Tensor
 from sglrlib.config import RunConfig
 from sglrlib.log import failure
 from sglrlib.paths import PAPER, RUNS
+from sglrlib.recipes import recipe
 from sglrlib.results import Result, paired
 
 TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf"}
 CHECKPOINTS = {"best": "best", "final": "last"}  # the paper's word -> ours
+# What must be the paper's before a difference to its number is taken; dataset and network come first.
+PROTOCOL = (
+    "train_size", "test_size", "noise_rate", "folds", "augment", "eps_255", "step_255", "attack_steps", "epochs",
+    "batch_size", "lr", "momentum", "weight_decay", "schedule", "lr_drops",
+)  # fmt: skip
 ROUNDING = 0.11  # how far the difference of two rounded numbers may be from the rounded difference
 
 
@@ -32,13 +38,16 @@ def paper_value(row: str, column: str, checkpoint: str, *, dataset: str, model: 
 
 
 def paper_place(run: Result) -> tuple[dict, bool]:
-    """Dataset and model under which the paper's numbers for a run are found, and whether they are the run's own.
+    """Dataset and model under which the paper's numbers for a run are found, and whether its protocol is the paper's.
 
     Where the paper reports nothing on them, it is ResNet-18 on CIFAR-10, for orientation.
     """
-    own = dict(dataset=run.config.dataset, model=run.config.arch)
-    reported = paper_value("PGD-AT", "natural", "best", **own) is not None
-    return (own, True) if reported else (dict(dataset="cifar10", model="resnet18"), False)
+    config = run.config
+    own = dict(dataset=config.dataset, model=config.arch)
+    if paper_value("PGD-AT", "natural", "best", **own) is None:
+        return dict(dataset="cifar10", model="resnet18"), False
+    theirs = recipe(config.dataset, "paper")
+    return own, all(getattr(config, name) == getattr(theirs, name) for name in PROTOCOL)
 
 
 def slips() -> list[str]:
@@ -79,8 +88,9 @@ def beside_paper(
     """Best, final and their difference for each method: ours (mean ± std over seeds), paper, difference, n.
 
     runs: method -> its runs, one a seed. columns may be a dictionary from our name of a column to the paper's. Where
-    the paper has no number for our dataset and network, that for ResNet-18 on CIFAR-10 is shown for orientation, marked
-    with a star, and no difference is taken. A dagger marks a Diff of the paper that is not its Best minus its Final.
+    our protocol is not the paper's, its number is shown for orientation, with a star, and no difference is taken; where
+    it has none for our dataset and network, that for ResNet-18 on CIFAR-10. A dagger marks a Diff of the paper
+    that is not its Best minus its Final.
     '95 %' is the interval that the number of test images leaves, see interval(). n is test images x seeds. Of the
     wanted runs, those that failed follow in rows of their own.
     """

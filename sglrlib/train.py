@@ -83,7 +83,22 @@ def first_step(config: RunConfig, y: Tensor, *, speed="fast", teachers: Sequence
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
     )
+    optimizer.register_load_state_dict_post_hook(partial(keep_speed, fused=speed != "plain"))
     return Step(config, model, labels, optimizer, torch.Generator(y.device), teachers=teachers, speed=speed)
+
+
+def keep_speed(optimizer: torch.optim.Optimizer, *, fused: bool) -> None:
+    """What was restored goes on at this run's speed, whichever the checkpoint was written at.
+
+    A checkpoint brings back its own fused, learning rate (a tensor, if steps were captured) and layout of the momentum;
+    fused SGD reads momentum in the order of memory, so another layout than the weights' gives wrong updates silently.
+    """
+    for group in optimizer.param_groups:
+        group.update(fused=fused, lr=float(group["lr"]))
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(value)
 
 
 def run_model(config: RunConfig) -> nn.Module:

@@ -11,11 +11,12 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from sglrlib import runs
-from sglrlib.attacks import PGD, Transfer, chain
+from sglrlib.attacks import PGD, Transfer, chain, named_attack
 from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
 from sglrlib.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
 from sglrlib.fast import Itself
+from sglrlib.judge import judge
 from sglrlib.models import build_model
 from sglrlib.paths import RESULTS
 from sglrlib.results import pack_shares, unpack_shares
@@ -126,7 +127,7 @@ def test_the_folded_copy_gives_the_plain_models_flags(trained, net, attack):
 
 def test_a_killed_cascade_resumes_and_ends_with_the_same_flags(small, store, monkeypatch):
     config = small(noise_rate=0.0, epochs=8, train_size=300)
-    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part: Part(eps, part, REDUCED[part]))
+    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part, **named: Part(eps, part, REDUCED[part], **named))
     whole = run(config, ["autoattack"], **SILENT)
     path = store / "runs" / config.id / "result.json"
     path.unlink()
@@ -369,3 +370,31 @@ def test_shares_are_kept_to_sixteen_bits():
     kept = unpack_shares(pack_shares(values))
     assert (kept - values).abs().max() <= 1 / 131_070 + 1e-12 and (kept[0], kept[-1]) == (0, 1)
     assert len(unpack_shares(pack_shares(values[:0]))) == 0
+
+
+def test_any_model_is_judged_by_the_whole_cascade_and_the_checks(trained, monkeypatch):
+    nets, x, y = trained
+    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part, **named: Part(eps, part, REDUCED[part], **named))
+    report = judge(nets[0], x[:40], y[:40], 20, attacks=["pgd_5", "autoattack"])
+    assert list(report.flags) == ["natural", "pgd_5", "apgd_ce", "apgd_t", "fab_t", "autoattack"]
+    flags = correct(nets[0], x[:40], y[:40])
+    for part, iterations in REDUCED.items():
+        flags = withstood(nets[0], x[:40], y[:40], Part(20 / 255, part, iterations), flags)
+    assert torch.equal(report.flags["autoattack"], flags)
+    assert 0 < report.accuracy("autoattack") < report.accuracy("natural")
+    low, high = report.interval("autoattack")
+    assert low < report.accuracy("autoattack") < high
+    assert len(report.checks) == 5 and report.suspected == [c.name for c in report.checks if not c.holds]
+    assert "autoattack" in str(report) and "eps = 20/255, 40 images" in str(report)
+
+
+@pytest.mark.parametrize("name", ["apgd_t", "fab_t", "autoattack"])
+def test_the_last_part_of_a_cascade_is_no_measure_of_a_model(trained, name):
+    nets, x, y = trained
+    with pytest.raises(UsageError, match=f"'{name}' is a cascade"):
+        correct(nets[0], x, y, named_attack(name, 0.1, 0.02))
+
+
+def test_judging_by_an_unknown_attack_is_refused_before_any_work(trained):
+    with pytest.raises(UsageError, match="Did you mean 'autoattack'"):
+        judge(None, None, None, 8, attacks=["autoatack"])

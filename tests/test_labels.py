@@ -124,6 +124,7 @@ def test_every_rule_gives_a_float_target_a_sample(name):
         (SelfGuided, dict(initial="onehot"), "Did you mean 'one_hot'"),
         (Smooth, dict(smoothing=-0.1), "the nearest is 0"),
         (Smooth, dict(form="other"), "Did you mean 'others'"),
+        (Ensemble, dict(alpha=1.0), "alpha = 1.0 keeps the average at zero"),
         (Ensemble, dict(te_weight=-1), "te_weight = -1 is out of range"),
     ],
 )

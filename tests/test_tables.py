@@ -90,6 +90,16 @@ def test_the_same_dataset_and_network_is_compared():
     assert shown == ["51.0 ± 1.0", "50.7", "+0.3", "1000 x 3"]
 
 
+@pytest.mark.parametrize(
+    "changes", [dict(epochs=1), dict(train_size=64), dict(eps_255=4), dict(noise_rate=0.2), dict(lr=0.05)]
+)
+def test_another_protocol_is_shown_with_a_star_and_no_difference(changes):
+    table = beside_paper({"PGD-AT": [result("hard", 500, 410, 100, 10, dataset="cifar100", **changes)]})
+    assert set(table.difference) == {"–"}
+    own = beside_paper({"PGD-AT": [result("hard", 500, 410, 100, 10, dataset="cifar100")]})
+    assert list(table.paper) == [f"{value}*" for value in own.paper] and "–" not in set(own.difference)
+
+
 def test_what_was_not_measured_is_missing_and_not_zero():
     table = beside_paper({"PGD-AT": [result("hard", 500, 500, 1, 1)]}, ("autoattack",))
     assert table.iloc[0][["accuracy", "ours", "n"]].tolist() == ["AutoAttack", "missing", "–"]

@@ -1,5 +1,6 @@
 """A run is loaded, resumed or shared, and nothing that was computed is lost."""
 
+import contextlib
 import csv
 import json
 
@@ -20,9 +21,10 @@ from sglrlib.recipes import ROWS
 from sglrlib.results import publish, stored
 from sglrlib.runs import export, load_model, run
 from sglrlib.step import training_attack
-from sglrlib.train import Diverged, best_epoch, run_data, run_model, train
+from sglrlib.train import Diverged, best_epoch, first_step, run_data, run_model, train
 
 SILENT = dict(say=lambda line: None)
+TOLERANCE = 1e-4
 
 
 def assert_same_run(one, other):
@@ -290,3 +292,42 @@ def test_bad_settings_fail_before_any_work(small, store, settings, said):
     with pytest.raises(UsageError, match=said):
         run(small(), **settings)
     assert not (store / "runs").exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [("plain", "fast"), ("fast", "plain")])
+def test_a_run_resumed_at_another_speed_goes_on_as_if_it_had_always_had_it(small, tmp_path, first, second):
+    """To the rounding in which the speeds differ anyway; momentum read in the wrong layout is off by far more."""
+    config = small(arch="wrn10_1", labels="hard", epochs=4, batch_size=20)
+    ends = {}
+    for name, speeds in (("whole", [second]), ("resumed", [first, second])):
+        for speed in speeds:
+
+            def interrupt(row, stop=name == "resumed" and speed == first):
+                if stop and row["epoch"] == 2:
+                    raise KeyboardInterrupt
+
+            with contextlib.suppress(KeyboardInterrupt):
+                train(config, tmp_path / name, speed=speed, report=interrupt)
+        ends[name] = checkpoint.load(tmp_path / name / "last.pt")
+    groups = [ends[name]["optimizer"]["param_groups"][0]["fused"] for name in ends]
+    assert groups == [second != "plain"] * 2
+    losses = [[row["loss"] for row in ends[name]["curve"]] for name in ends]
+    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
+
+
+def test_restored_momentum_has_the_layout_of_the_weights(small):
+    config = small(arch="wrn10_1")
+    y = torch.zeros(4, dtype=torch.long)
+    one, other = (first_step(config, y, speed=speed) for speed in ("fast", "plain"))
+    for step in (one, other):
+        sum(weight.square().sum() for weight in step.model.parameters()).backward()
+        step.optimizer.step()
+    state = one.optimizer.state_dict()
+    state["param_groups"][0]["lr"] = torch.tensor(0.5)  # as a captured step leaves it
+    other.optimizer.load_state_dict(state)
+    for mine, theirs in zip(other.model.parameters(), one.model.parameters(), strict=True):
+        momentum = other.optimizer.state[mine]["momentum_buffer"]
+        assert momentum.stride() == mine.stride()
+        assert torch.equal(momentum, one.optimizer.state[theirs]["momentum_buffer"])
+    group = other.optimizer.param_groups[0]
+    assert group["fused"] is False and group["lr"] == 0.5 and isinstance(group["lr"], float)
