@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# Other common names, which no spelling would lead from to ours.
+SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "model": "arch", "epsilon": "eps_255", "num_epochs": "epochs"}
+
 
 class UsageError(ValueError):
     """A name or value that cannot be right, found before any work has started."""
@@ -14,7 +17,8 @@ def one_of(what: str, value, known: Iterable[str]) -> None:
     if value not in known:
         folded = {name.lower(): name for name in known}
         near = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.3)
-        hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+        near = SYNONYMS.get(str(value)) if SYNONYMS.get(str(value)) in known else folded[near[0]] if near else ""
+        hint = f" Did you mean {near!r}?" if near else ""
         raise UsageError(f"{what} = {value!r} is not known.{hint} Known: {', '.join(map(repr, known))}.")
 
 

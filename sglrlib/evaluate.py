@@ -26,7 +26,7 @@ def correct(
     if cascade := getattr(attack, "cascade", ""):
         raise UsageError(
             f"{cascade!r} is a cascade of attacks and this its last part alone, {attack.part!r}: expected a single "
-            f"attack; sglrlib.judge.judge(model, x, y, eps_255, attacks=[{cascade!r}]) runs the whole cascade."
+            f"attack; sglrlib.judge(model, x, y, eps_255, attacks=[{cascade!r}]) runs the whole cascade."
         )
     return (outputs(model, x, y, attack, classes=classes, speed=speed)[1].argmax(1) == y).cpu()
 

@@ -66,7 +66,7 @@ def literals_assigned(cell: str) -> Iterator[str]:
 def seeds_of(own: SimpleNamespace) -> range:
     """The seeds that a notebook's parameters seed and seeds ask for. Raises UsageError where there are none."""
     within("seed", own.seed, 0)
-    within("seeds", own.seeds, 1)
+    within("seeds", own.seeds, 1, 1000)
     return range(own.seed, own.seed + own.seeds)
 
 

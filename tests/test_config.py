@@ -1,9 +1,12 @@
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
-from sglrlib.checks import UsageError
+import sglrlib
+from sglrlib.checks import UsageError, one_of
 from sglrlib.config import make_config
 from sglrlib.labels import LABELS, VARIANTS
 from sglrlib.methods import METHODS
@@ -184,3 +187,18 @@ def test_teachers_share_the_recipe_and_nothing_of_the_students_method():
 def test_a_train_mode_attack_needs_fp32():
     with pytest.raises(UsageError, match="attack_mode = 'train' attacks the network itself: precision must be 'fp32'"):
         recipe("cifar10", "mini", attack_mode="train")
+
+
+def test_another_common_name_leads_to_ours():
+    with pytest.raises(UsageError, match=r"'learning_rate' is not known\. Did you mean 'lr'"):
+        one_of("parameter", "learning_rate", ["lr", "noise_rate"])
+    with pytest.raises(UsageError, match="Did you mean 'noise_rate'"):
+        one_of("parameter", "learning_rate", ["noise_rate"])
+
+
+def test_the_face_is_there_and_costs_nothing_until_it_is_used():
+    code = "import sys, sglrlib; assert 'torch' not in sys.modules; [getattr(sglrlib, n) for n in sglrlib.__all__]"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert sorted(sglrlib._HOMES) == sglrlib.__all__ and set(sglrlib.__all__) <= set(dir(sglrlib))
+    with pytest.raises(AttributeError, match="expected one of recipe"):
+        _ = sglrlib.jugde

@@ -16,9 +16,9 @@ from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
 from sglrlib.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
 from sglrlib.fast import Itself
-from sglrlib.judge import judge
 from sglrlib.models import build_model
 from sglrlib.paths import RESULTS
+from sglrlib.report import judge
 from sglrlib.results import pack_shares, unpack_shares
 from sglrlib.runs import load_model, run
 from sglrlib.sanity import suspect
