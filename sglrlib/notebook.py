@@ -1,6 +1,8 @@
 """A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
 
 import ast
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -147,7 +149,9 @@ def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]
     print(f"{len(configs)} runs, {together} at a time; each writes how far it is to log.jsonl in its folder of runs/")
     started, failed = time.monotonic(), set()
     with joblib.parallel_config("loky", n_jobs=together, inner_max_num_threads=1):
-        done = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(quiet)(job, c, how) for c in configs)
+        done = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(quiet)(job, c, how, os.getpid()) for c in configs
+        )
         try:
             for number, (config, failure) in enumerate(done, 1):
                 after = f"{number} of {len(configs)} done after {time.monotonic() - started:.0f} s"
@@ -158,11 +162,22 @@ def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]
     return failed
 
 
-def quiet(job: Callable, config: RunConfig, how: dict) -> tuple[RunConfig, str]:
-    """Do a job without a word; returns whose it was, and how it failed ('' where it did not)."""
+def quiet(job: Callable, config: RunConfig, how: dict, parent: int) -> tuple[RunConfig, str]:
+    """Do a job without a word; returns whose it was, and how it failed ('' where it did not).
+
+    It ends within seconds of the process parent, so that nothing trains on for a kernel that was killed.
+    """
+    threading.Thread(target=end_with, args=[parent], daemon=True).start()
     said = []
     done = runs.attempt(job, config, say=said.append, **how)
     return config, "" if done else said[-1]
+
+
+def end_with(parent: int) -> None:
+    """Wait for the end of this process's parent, then end it at once; a run resumes from its last epoch."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pickle
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -615,3 +616,39 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
     assert [process.exitcode for process in both] == [0, 0]
     lines = (tmp_path / "runs" / config.id / log.LOG).read_text().split()
     fault(lost=sum('"epoch":' in line for line in lines) != 8)
+
+
+KERNEL = """
+from sglrlib.notebook import side_by_side
+from sglrlib.recipes import recipe
+
+def endless(config, **how):
+    import os, pathlib, time
+    pathlib.Path(f"worker-{os.getpid()}").touch()
+    time.sleep(3600)
+
+side_by_side([recipe(seed=seed) for seed in (0, 1)], endless, {})
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_workers_end_with_a_kernel_that_is_killed(tmp_path):
+    """They would sleep for an hour; here they have as long as a busy machine takes."""
+    environment = os.environ | dict(LOKY_MAX_CPU_COUNT="2", PYTHONPATH=str(Path(notebook.__file__).parents[1]))
+    kernel = subprocess.Popen([sys.executable, "-c", KERNEL], cwd=tmp_path, env=environment)
+    while len(workers := list(tmp_path.glob("worker-*"))) < 2:
+        assert kernel.poll() is None
+        time.sleep(0.1)
+    kernel.kill()
+    kernel.wait()
+    pids = [int(worker.name.removeprefix("worker-")) for worker in workers]
+    deadline = time.monotonic() + 300
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
