@@ -54,7 +54,7 @@ def test_papermill_runs_it_from_another_folder_and_shows_it_again_without_traini
     [
         (["-p", "metod", "trades"], "parameter = 'metod' is not known. Did you mean 'method'?"),
         (["-p", "method", "trade"], "method = 'trade' is not known. Did you mean 'trades'?"),
-        (["-p", "seeds", "0"], "seeds = 0 is out of range: expected at least 1; the nearest is 1"),
+        (["-p", "seeds", "0"], "seeds = 0 is out of range: expected from 1 to 1000; the nearest is 1"),
         (["-p", "train", "false"], "train = 'false' is of type str: expected True or False"),
         (["-p", "noise_rate", "1.5"], "noise_rate = 1.5 is out of range: expected from 0 to 1; the nearest is 1"),
         (
