@@ -2,7 +2,7 @@
 
 Written anew after the descriptions of the original code, operation by operation: the release of the paper
 (github.com/devicerxx/SGLS) and of Rice et al. 2020 (github.com/locuslab/robust_overfitting). Nothing here is used
-anywhere else: the library's own step is sglrlib/step.py.
+anywhere else: the library's own step is sglrlib/training/step.py.
 """
 
 import torch

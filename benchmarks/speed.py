@@ -25,12 +25,12 @@ from benchmarks import reference
 from benchmarks.clocks import ALLOCATOR, clock, in_child, in_turn, ratio
 from benchmarks.report import PREDICTED, tables
 from benchmarks.task import Task, gate, task
-from sglrlib.autoattack import Part
 from sglrlib.checks import UsageError, one_of, within
-from sglrlib.evaluate import correct, exact_fp32, withstood
-from sglrlib.fast import captured
+from sglrlib.judging.evaluate import correct, exact_fp32, withstood
+from sglrlib.method.autoattack import Part
+from sglrlib.method.fast import captured
 from sglrlib.paths import RESULTS
-from sglrlib.runs import pick_device
+from sglrlib.training.runs import pick_device
 
 AUTOATTACK = dict(apgd_ce=100, apgd_t=100, fab_t=100, square=5000)  # the standard's iterations, in its order
 

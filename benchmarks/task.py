@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, Split
-from sglrlib.evaluate import exact_fp32
-from sglrlib.fast import AttackCopy, captured
+from sglrlib.judging.evaluate import exact_fp32
+from sglrlib.method.data import DATASETS, Split
+from sglrlib.method.fast import AttackCopy, captured
 from sglrlib.recipes import recipe
-from sglrlib.step import Step, training_attack
-from sglrlib.train import first_step, run_data, run_model
+from sglrlib.training.step import Step, training_attack
+from sglrlib.training.train import first_step, run_data, run_model
 
 # What the gate allows. Of the gradient on the median image, the distance to the reference's relative to its length (a
 # rare image sits on a ReLU's kink, where rounding alone decides). Of the attacked images, in fp64, the share of pixels

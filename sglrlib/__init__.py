@@ -3,7 +3,9 @@
 from importlib import import_module
 
 # The face: each name's module is imported when it is first used.
-_HOMES = dict(recipe="recipes", run="runs", load_model="runs", export="runs", judge="report")
+_HOMES = dict(
+    recipe="recipes", run="training.runs", load_model="training.runs", export="training.runs", judge="judging.report"
+)
 __all__ = ["export", "judge", "load_model", "recipe", "run"]
 
 

@@ -13,10 +13,12 @@ import torch
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from sglrlib import grid, lease, plan, runs
 from sglrlib.checks import UsageError, within
-from sglrlib.data import DataError
+from sglrlib.grid import jobs, plan
+from sglrlib.method.data import DataError
 from sglrlib.paths import RUNS
+from sglrlib.store import lease
+from sglrlib.training import runs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +64,7 @@ def list_runs(asked: argparse.Namespace) -> int:
         show(plan.tasks(asked.notebook, parameters(asked)))
         return 0
     counts = Counter()
-    for name, kind, epoch in grid.whole_store():
+    for name, kind, epoch in jobs.whole_store():
         counts[kind] += 1
         print(f"{name}  {kind}" + f", epoch {epoch}" * bool(epoch))
     print(f"{RUNS}: {summary(counts)}")
@@ -84,7 +86,7 @@ def do_runs(asked: argparse.Namespace) -> int:
     say = partial(print, flush=True)  # also into a file, line by line
     say(f"{len(tasks)} runs, {len(todo)} of them to do, {together or 'all'} at a time")
     try:
-        failures = grid.send(todo, executor, at_once=0 if asked.slurm else together, say=say)
+        failures = jobs.send(todo, executor, at_once=0 if asked.slurm else together, say=say)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"Slurm does not take the jobs: {error}") from error
     show(tasks)
@@ -131,9 +133,9 @@ def slurm(asked: argparse.Namespace) -> submitit.SlurmExecutor:
     return executor
 
 
-def show(tasks: list[grid.Task]) -> None:
+def show(tasks: list[jobs.Task]) -> None:
     """Print the runs and their states, the ends of the logs of those that failed, and the sum of the time left."""
-    found = grid.states(tasks)
+    found = jobs.states(tasks)
     width = max([len(task.config.title) for task in tasks], default=0)
     for task, (kind, epoch, left) in zip(tasks, found, strict=True):
         at = f"epoch {epoch}/{task.config.epochs}" * (kind != "missing")
@@ -149,7 +151,7 @@ def show(tasks: list[grid.Task]) -> None:
 
 
 def summary(counts: Counter) -> str:
-    return ", ".join(f"{counts[kind]} {kind}" for kind in grid.KINDS)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in jobs.KINDS)
 
 
 def clock(seconds: float | None) -> str:

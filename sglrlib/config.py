@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
-from sglrlib.attacks import PGD
 from sglrlib.checks import UsageError, one_of, same_type, within
-from sglrlib.data import AUGMENTS, DATASETS, NOISES
-from sglrlib.diagnostics import DIAGNOSTICS
-from sglrlib.labels import LABELS
-from sglrlib.methods import METHODS
-from sglrlib.models import parse_arch
+from sglrlib.judging.diagnostics import DIAGNOSTICS
+from sglrlib.method.attacks import PGD
+from sglrlib.method.data import AUGMENTS, DATASETS, NOISES
+from sglrlib.method.labels import LABELS
+from sglrlib.method.methods import METHODS
+from sglrlib.method.models import parse_arch
 
 
 @dataclass(frozen=True, kw_only=True)

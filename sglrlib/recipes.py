@@ -2,7 +2,7 @@
 
 from sglrlib.checks import one_of
 from sglrlib.config import DEFAULTS, RunConfig, make_config
-from sglrlib.labels import LABELS, VARIANTS
+from sglrlib.method.labels import LABELS, VARIANTS
 
 
 def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from sglrlib import grid, results, runs, tables
+from sglrlib.grid import jobs
 from sglrlib.recipes import recipe
+from sglrlib.show import tables
+from sglrlib.store import results
+from sglrlib.training import runs
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 SMALL = dict(train_size=60, val_size=30, test_size=40, train_eval_size=20, epochs=4, eval_steps=2, attack_steps=2)
@@ -17,7 +20,7 @@ def small():
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty store of runs and committed results, below a temporary folder."""
-    for module in (results, runs, tables, grid):
+    for module in (results, runs, tables, jobs):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     return tmp_path

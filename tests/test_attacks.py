@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sglrlib.attacks import ATTACKS, EXAMPLES, OBJECTIVES, PGD, Transfer, chain, margin, named_attack
 from sglrlib.checks import UsageError
-from sglrlib.models import build_model
+from sglrlib.method.attacks import ATTACKS, EXAMPLES, OBJECTIVES, PGD, Transfer, chain, margin, named_attack
+from sglrlib.method.models import build_model
 
 
 @pytest.fixture

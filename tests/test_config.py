@@ -8,11 +8,11 @@ import pytest
 import sglrlib
 from sglrlib.checks import UsageError, one_of
 from sglrlib.config import make_config
-from sglrlib.labels import LABELS, VARIANTS
-from sglrlib.methods import METHODS
-from sglrlib.notebook import read
+from sglrlib.method.labels import LABELS, VARIANTS
+from sglrlib.method.methods import METHODS
 from sglrlib.paths import PAPER
 from sglrlib.recipes import PAPER_ROWS, RECIPES, ROWS, default_scale, recipe, row_recipe
+from sglrlib.show.notebook import read
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

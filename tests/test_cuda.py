@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from benchmarks import speed
-from sglrlib import checkpoint
-from sglrlib.attacks import PGD
-from sglrlib.autoattack import Part
-from sglrlib.diagnostics import DIAGNOSTICS
-from sglrlib.evaluate import correct
-from sglrlib.fast import captured
-from sglrlib.measure import diagnose, look
-from sglrlib.methods import METHODS
-from sglrlib.models import build_model
+from sglrlib.judging.diagnostics import DIAGNOSTICS
+from sglrlib.judging.evaluate import correct
+from sglrlib.method.attacks import PGD
+from sglrlib.method.autoattack import Part
+from sglrlib.method.fast import captured
+from sglrlib.method.methods import METHODS
+from sglrlib.method.models import build_model
 from sglrlib.recipes import PAPER_ROWS, ROWS
-from sglrlib.runs import run
-from sglrlib.train import first_step, run_data, run_model, train
+from sglrlib.store import checkpoint
+from sglrlib.training.measure import diagnose, look
+from sglrlib.training.runs import run
+from sglrlib.training.train import first_step, run_data, run_model, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -115,7 +115,7 @@ def test_cuda_and_cpu_agree_on_the_first_epoch(small, tmp_path):
 
 @pytest.mark.parametrize("row", PAPER_ROWS)
 def test_every_row_of_the_tables_trains_and_is_judged_on_cuda(small, store, monkeypatch, row):
-    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part: Part(eps, part, 5))
+    monkeypatch.setattr("sglrlib.method.attacks.Part", lambda eps, part: Part(eps, part, 5))
     config = small(**(ROWS[row] | dict(arch="wrn10_1", epochs=2, refine_start=0.0)))
     result = run(config, ["pgd_3", "autoattack"], device="cuda", say=lambda line: None)
     assert result.has("autoattack") and result.evaluations["best"]["autoattack"]["device"] != "cpu"

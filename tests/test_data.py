@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from sglrlib import data
 from sglrlib.checks import UsageError
-from sglrlib.data import AUGMENTS, DATASETS, NOISES, DataError, Split, crop_flip, load_data, planted, stratified_order
+from sglrlib.method import data
+from sglrlib.method.data import (
+    AUGMENTS,
+    DATASETS,
+    NOISES,
+    DataError,
+    Split,
+    crop_flip,
+    load_data,
+    planted,
+    stratified_order,
+)
 
 
 def test_digits_splits_are_disjoint_whole_and_fixed():

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sglrlib import checkpoint
 from sglrlib.checks import UsageError
-from sglrlib.data import DATASETS, planted
-from sglrlib.diagnostics import (
+from sglrlib.judging.diagnostics import (
     DIAGNOSTICS,
     calibration_error,
     confidence_gap,
@@ -22,12 +20,14 @@ from sglrlib.diagnostics import (
     information_in_weights,
     reliability,
 )
-from sglrlib.labels import LABELS
-from sglrlib.measure import accuracies, look, own_loss
-from sglrlib.methods import METHODS, PGDAT
-from sglrlib.models import build_model
-from sglrlib.runs import run
-from sglrlib.train import run_data, run_model, train
+from sglrlib.method.data import DATASETS, planted
+from sglrlib.method.labels import LABELS
+from sglrlib.method.methods import METHODS, PGDAT
+from sglrlib.method.models import build_model
+from sglrlib.store import checkpoint
+from sglrlib.training.measure import accuracies, look, own_loss
+from sglrlib.training.runs import run
+from sglrlib.training.train import run_data, run_model, train
 
 X, Y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4
 CONFIDENCE = torch.tensor([0.0, 0.1, 0.2, 0.25, 0.4, 0.6, 0.61, 0.7, 0.8, 0.9, 1.0, 1.0], dtype=torch.float64)

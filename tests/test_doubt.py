@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sglrlib.checkpoint import Damaged
 from sglrlib.checks import UsageError
 from sglrlib.paths import DATA, ROOT
-from sglrlib.runs import load_model, run
+from sglrlib.store.checkpoint import Damaged
 from sglrlib.studies.doubt import (
     Ranking,
     beyond_chance,
@@ -23,7 +22,8 @@ from sglrlib.studies.doubt import (
     left_out,
     refined_labels,
 )
-from sglrlib.train import run_data
+from sglrlib.training.runs import load_model, run
+from sglrlib.training.train import run_data
 
 SILENT = dict(device="cpu", say=lambda line: None)
 

@@ -10,19 +10,19 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from sglrlib import runs
-from sglrlib.attacks import PGD, Transfer, chain, named_attack
-from sglrlib.autoattack import PARTS, Part
 from sglrlib.checks import UsageError
-from sglrlib.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
-from sglrlib.fast import Itself
-from sglrlib.models import build_model
+from sglrlib.judging.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
+from sglrlib.judging.report import judge
+from sglrlib.judging.sanity import suspect
+from sglrlib.method.attacks import PGD, Transfer, chain, named_attack
+from sglrlib.method.autoattack import PARTS, Part
+from sglrlib.method.fast import Itself
+from sglrlib.method.models import build_model
 from sglrlib.paths import RESULTS
-from sglrlib.report import judge
-from sglrlib.results import pack_shares, unpack_shares
-from sglrlib.runs import load_model, run
-from sglrlib.sanity import suspect
-from sglrlib.train import run_data
+from sglrlib.store.results import pack_shares, unpack_shares
+from sglrlib.training import runs
+from sglrlib.training.runs import load_model, run
+from sglrlib.training.train import run_data
 
 SILENT = dict(say=lambda line: None)
 REDUCED = dict(apgd_ce=10, apgd_t=5, fab_t=5, square=100)
@@ -48,6 +48,11 @@ def trained(tmp_path_factory):
         nets.append(net.eval())
     test = run_data(config).test
     return nets, test.x(slice(IMAGES)), test.y[:IMAGES]
+
+
+def reduced(eps, part, **named):
+    """In place of Part: a tenth or less of the standard's iterations."""
+    return Part(eps, part, REDUCED[part], **named)
 
 
 def reference(model, x, y, eps, upto):
@@ -127,7 +132,7 @@ def test_the_folded_copy_gives_the_plain_models_flags(trained, net, attack):
 
 def test_a_killed_cascade_resumes_and_ends_with_the_same_flags(small, store, monkeypatch):
     config = small(noise_rate=0.0, epochs=8, train_size=300)
-    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part, **named: Part(eps, part, REDUCED[part], **named))
+    monkeypatch.setattr("sglrlib.method.attacks.Part", reduced)
     whole = run(config, ["autoattack"], **SILENT)
     path = store / "runs" / config.id / "result.json"
     path.unlink()
@@ -274,7 +279,7 @@ def test_the_model_itself_judges_in_exact_fp32_whatever_was_attacked(monkeypatch
         return logits
 
     model, other = Wrapped(noting), build_model("cnn4", 10, (1, 8, 8), seed=7)
-    monkeypatch.setattr("sglrlib.evaluate.attack_target", lambda model, speed: Itself(other))
+    monkeypatch.setattr("sglrlib.judging.evaluate.attack_target", lambda model, speed: Itself(other))
     with torch.no_grad():
         assert not torch.equal(model(X).argmax(1), other(X).argmax(1))
         y = model(X).argmax(1)
@@ -374,7 +379,7 @@ def test_shares_are_kept_to_sixteen_bits():
 
 def test_any_model_is_judged_by_the_whole_cascade_and_the_checks(trained, monkeypatch):
     nets, x, y = trained
-    monkeypatch.setattr("sglrlib.attacks.Part", lambda eps, part, **named: Part(eps, part, REDUCED[part], **named))
+    monkeypatch.setattr("sglrlib.method.attacks.Part", reduced)
     report = judge(nets[0], x[:40], y[:40], 20, attacks=["pgd_5", "autoattack"])
     assert list(report.flags) == ["natural", "pgd_5", "apgd_ce", "apgd_t", "fab_t", "autoattack"]
     flags = correct(nets[0], x[:40], y[:40])

@@ -17,21 +17,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglrlib import attacks, checkpoint, grid, lease, log, notebook, results, runs, tables
-from sglrlib.attacks import chain
-from sglrlib.autoattack import Part
-from sglrlib.checkpoint import Damaged, StoreError
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
-from sglrlib.data import DataError
-from sglrlib.results import CHECKPOINTS
-from sglrlib.step import Step
-from sglrlib.train import Diverged, train
+from sglrlib.grid import jobs
+from sglrlib.method import attacks
+from sglrlib.method.attacks import chain
+from sglrlib.method.autoattack import Part
+from sglrlib.method.data import DataError
+from sglrlib.show import notebook, tables
+from sglrlib.store import checkpoint, lease, log, results
+from sglrlib.store.checkpoint import Damaged, StoreError
+from sglrlib.store.results import CHECKPOINTS
+from sglrlib.training import runs
+from sglrlib.training.step import Step
+from sglrlib.training.train import Diverged, train
 
 SILENT = dict(say=lambda line: None, device="cpu")
 OWN = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)  # of a notebook's parameters
 PROCESSES = multiprocessing.get_context("forkserver")  # children that need not import torch again
-PROCESSES.set_forkserver_preload(["sglrlib.grid"])
+PROCESSES.set_forkserver_preload(["sglrlib.grid.jobs"])
 
 
 def start(function, store: Path, config, *arguments):
@@ -43,7 +47,7 @@ def start(function, store: Path, config, *arguments):
 
 def in_store(function, store: Path, flat: dict, *arguments):
     torch.set_num_threads(1)
-    for module in (results, runs, tables, grid):
+    for module in (results, runs, tables, jobs):
         module.RUNS = store / "runs"
     function(make_config(**flat), *arguments)
 
@@ -227,7 +231,7 @@ def test_a_full_disk(small, tmp_path, store, monkeypatch, fault, kind):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "none", full], capture_output=True)
         if mounted.returncode:
             pytest.skip("this machine does not let us mount a small tmpfs; the failing write is tested beside it")
-    for module in (results, runs, tables, grid):
+    for module in (results, runs, tables, jobs):
         monkeypatch.setattr(module, "RUNS", full / "runs")
     try:
         said = []
@@ -459,7 +463,7 @@ def test_a_loss_that_is_nan_fails_its_run_alone_and_is_tried_again(small, store,
         return loss * float("nan") if self.config.seed == 1 and next(steps) >= 4 else loss  # two steps an epoch
 
     with monkeypatch.context() as spoilt:
-        spoilt.setattr("sglrlib.step.Step.__call__", diverging)
+        spoilt.setattr("sglrlib.training.step.Step.__call__", diverging)
         spoilt.setenv("LOKY_MAX_CPU_COUNT", "1")
         found = notebook.collect([good, bad], [], OWN)
     (results_of_good,) = found[good.title]
@@ -506,7 +510,7 @@ def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, err
 
 
 def test_where_all_runs_fail_the_notebook_ends(small, store, monkeypatch):
-    monkeypatch.setattr("sglrlib.step.Step.__call__", lambda self, x, y, index: x.sum() / 0)
+    monkeypatch.setattr("sglrlib.training.step.Step.__call__", lambda self, x, y, index: x.sum() / 0)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     with pytest.raises(RuntimeError, match="all 1 runs failed"):
         notebook.gather([small()], OWN, attacks=[])
@@ -619,7 +623,7 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
 
 
 KERNEL = """
-from sglrlib.notebook import side_by_side
+from sglrlib.show.notebook import side_by_side
 from sglrlib.recipes import recipe
 
 def endless(config, **how):

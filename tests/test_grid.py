@@ -17,11 +17,13 @@ import pytest
 import submitit
 import torch
 
-from sglrlib import grid, lease, log, plan, runs
 from sglrlib.__main__ import main
-from sglrlib.grid import State
+from sglrlib.grid import jobs, plan
+from sglrlib.grid.jobs import State
 from sglrlib.paths import ROOT
 from sglrlib.recipes import row_recipe
+from sglrlib.store import lease, log
+from sglrlib.training import runs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES, BLACK_BOX = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_main_tables", "08_black_box"))
@@ -93,8 +95,8 @@ def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monke
             if running:
                 running.pop(0).set_result("")
 
-        monkeypatch.setattr(grid.time, "sleep", end_the_first)
-        assert grid.send(tasks, executor, at_once=at_once, say=lambda line: None) == []
+        monkeypatch.setattr(jobs.time, "sleep", end_the_first)
+        assert jobs.send(tasks, executor, at_once=at_once, say=lambda line: None) == []
         given[max(most)] = executor.given
     assert given == {
         2: ["Standard", "PGD-AT", "TRADES", "KD-AT", "KD-SWA", "AWP"],
@@ -105,9 +107,9 @@ def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monke
 def test_a_task_takes_as_many_threads_as_it_is_given(small):
     torch.set_num_threads(2)
     try:
-        grid.Task(small(), ())()
+        jobs.Task(small(), ())()
         assert torch.get_num_threads() == 2
-        grid.Task(small(), (), threads=1)()
+        jobs.Task(small(), (), threads=1)()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)
@@ -115,7 +117,7 @@ def test_a_task_takes_as_many_threads_as_it_is_given(small):
 
 def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR", seeds=2))
-    assert grid.states(tasks) == [State("missing", 0, None)] * 4
+    assert jobs.states(tasks) == [State("missing", 0, None)] * 4
     done, judged, partial, failed = (runs.RUNS / task.config.id for task in tasks)
     assert tasks[0]() == ""
     runs.run(tasks[1].config, ["pgd_2"], device="cpu", say=lambda line: None)
@@ -126,10 +128,10 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
         (folder / "last.pt").touch()
     with open(partial / log.LOG, "a") as file:
         file.write('\n{"epoch": 2, "sec')  # cut off by a kill
-    kinds = [(state.kind, state.epoch) for state in grid.states(tasks)]
+    kinds = [(state.kind, state.epoch) for state in jobs.states(tasks)]
     assert kinds == [("done", 3), ("partial", 3), ("partial", 1), ("failed", 1)]
     assert tasks[0].lacking == [] and tasks[1].lacking == ["apgd_ce"]
-    left = [state.left for state in grid.states(tasks)]
+    left = [state.left for state in jobs.states(tasks)]
     evaluations = json.loads((done / "result.json").read_text())["evaluations"]
     spent = {column: sum(evaluations[which][column]["seconds"] for which in evaluations) for column in ("apgd_ce",)}
     assert left[0] == 0 and left[1] == pytest.approx(spent["apgd_ce"])
@@ -144,7 +146,7 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     monkeypatch.setattr(runs, "pick_device", lambda device: "cuda")
     for folder in (done, judged):
         (folder / log.LOG).unlink()
-    assert grid.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's
+    assert jobs.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's
 
 
 @pytest.mark.parametrize(
@@ -226,9 +228,9 @@ def test_one_failed_run_neither_stops_the_others_nor_hides(tmp_path, store, faul
 
     (folder / "last.pt").unlink()
     tasks = plan.tasks(TABLES, SMALL | dict(rows=rows[-1]))
-    assert [state.kind for state in grid.states(tasks)] == ["done", "failed", "done"]
+    assert [state.kind for state in jobs.states(tasks)] == ["done", "failed", "done"]
     assert tasks[1]() == ""
-    fault(lost=[state.kind for state in grid.states(tasks)] != ["done"] * 3)
+    fault(lost=[state.kind for state in jobs.states(tasks)] != ["done"] * 3)
 
 
 @pytest.fixture
@@ -240,8 +242,8 @@ def pool():
 def test_any_executor_will_do_and_a_worker_that_dies_is_noted(tmp_path, store, monkeypatch, pool, fault):
     monkeypatch.setenv("SGLR_OUT", str(tmp_path))
     tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR"), threads=1)
-    assert grid.send(tasks, pool, say=lambda line: None) == []
-    assert [state.kind for state in grid.states(tasks)] == ["done", "done"]
+    assert jobs.send(tasks, pool, say=lambda line: None) == []
+    assert [state.kind for state in jobs.states(tasks)] == ["done", "done"]
 
     (late,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT+LS", epochs=2000))
     sent = []
@@ -255,9 +257,9 @@ def test_any_executor_will_do_and_a_worker_that_dies_is_noted(tmp_path, store, m
             os.kill(int(holder), signal.SIGKILL)
             return sent[-1]
 
-    (failure,) = grid.send([late], Killing(), say=lambda line: None)
+    (failure,) = jobs.send([late], Killing(), say=lambda line: None)
     assert failure.startswith(f"failed: {late.config.id}, whose log.jsonl ends in") and "BrokenProcessPool" in failure
-    (state,) = grid.states([late])
+    (state,) = jobs.states([late])
     fault(lost=state.kind != "failed" or state.epoch < 1)
 
 
@@ -267,11 +269,11 @@ def test_submitit_starts_a_timed_out_run_again_and_it_resumes(tmp_path, store, m
     asked = SMALL | dict(rows="PGD-AT+SGLR", attacks="pgd_1")
     (task,) = plan.tasks(TABLES, asked | dict(epochs=20))
     assert task() == ""
-    epochs = round(14 / grid.pace(task, None))
+    epochs = round(14 / jobs.pace(task, None))
     (task,) = plan.tasks(TABLES, asked | dict(epochs=epochs), threads=1)
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=1000)
     executor.update_parameters(timeout_min=16 / 60, signal_delay_s=4)
-    assert grid.send([task], executor, say=lambda line: None) == []
+    assert jobs.send([task], executor, say=lambda line: None) == []
     said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.err"))
     starts = [line for line in log.newest_first(runs.RUNS / task.config.id) if "started" in line]
     assert said.count("Caught signal SIGUSR2") == said.count("this job is timed-out") == len(starts) - 1 >= 1

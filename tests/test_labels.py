@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sglrlib.checks import UsageError
-from sglrlib.labels import LABELS, VARIANTS, Ensemble, Hard, SelfGuided, Smooth
+from sglrlib.method.labels import LABELS, VARIANTS, Ensemble, Hard, SelfGuided, Smooth
 
 Y = torch.tensor([1, 0])  # the sample under test is number 1, with label 0
 ONE = torch.tensor([1])

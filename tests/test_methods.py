@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sglrlib.methods import METHODS, PGDAT, TRADES, Distillation, Standard, adversarial_weights, clean_logits
-from sglrlib.models import build_model
+from sglrlib.method.methods import METHODS, PGDAT, TRADES, Distillation, Standard, adversarial_weights, clean_logits
+from sglrlib.method.models import build_model
 from sglrlib.recipes import recipe
-from sglrlib.step import clean_pass_mode
+from sglrlib.training.step import clean_pass_mode
 
 
 class Lookup(nn.Module):

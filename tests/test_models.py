@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from sglrlib.attacks import PGD
 from sglrlib.checks import UsageError
-from sglrlib.data import DATASETS
-from sglrlib.evaluate import accuracy, correct
-from sglrlib.fast import AttackCopy, attack_target
-from sglrlib.models import MODELS, build_model
-from sglrlib.train import run_data, run_model
+from sglrlib.judging.evaluate import accuracy, correct
+from sglrlib.method.attacks import PGD
+from sglrlib.method.data import DATASETS
+from sglrlib.method.fast import AttackCopy, attack_target
+from sglrlib.method.models import MODELS, build_model
+from sglrlib.training.train import run_data, run_model
 
 
 @pytest.mark.parametrize(

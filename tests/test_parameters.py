@@ -9,14 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from papermill.iorw import load_notebook_node
 
-from sglrlib import log, plan, runs
 from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
 from sglrlib.config import DEFAULTS
-from sglrlib.data import DataError
+from sglrlib.grid import plan
+from sglrlib.method.data import DataError
 from sglrlib.paths import ROOT
 from sglrlib.recipes import ROWS
-from sglrlib.train import first_step, run_data
+from sglrlib.store import log
+from sglrlib.training import runs
+from sglrlib.training.train import first_step, run_data
 
 TABLES = ROOT / "notebooks" / "02_main_tables.ipynb"
 

@@ -7,8 +7,8 @@ import pytest
 
 from sglrlib.paths import RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
-from sglrlib.results import stored
-from sglrlib.tables import beside_paper, claims, overview
+from sglrlib.show.tables import beside_paper, claims, overview
+from sglrlib.store.results import stored
 
 COLUMNS = ["natural", "pgd_20", "autoattack"]
 README = (ROOT / "README.md").read_text()
@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.fixture
 def committed(store, monkeypatch):
     """Committed results of a row, for the seeds 0, 1 and 2."""
-    monkeypatch.setattr("sglrlib.results.RESULTS", RESULTS)
+    monkeypatch.setattr("sglrlib.store.results.RESULTS", RESULTS)
     return lambda row, *where: [stored(row_recipe(row, *where, seed=seed), committed=True) for seed in (0, 1, 2)]
 
 

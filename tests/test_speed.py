@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import clocks, reference, report, speed
 from benchmarks.task import TOLERANCES
-from sglrlib.fast import WARM_UP, captured
-from sglrlib.labels import LABELS, Ensemble
+from sglrlib.method.fast import WARM_UP, captured
+from sglrlib.method.labels import LABELS, Ensemble
 from sglrlib.paths import RESULTS
-from sglrlib.step import set_learning_rate, training_attack
+from sglrlib.training.step import set_learning_rate, training_attack
 
 NETWORKS = {"cnn8": 0, "bn_cnn8": 0, "wrn10_1": 8, "resnet18": 2}  # and images a batch; 0: the recipe's
 

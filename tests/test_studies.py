@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from sglrlib import notebook, plots
 from sglrlib.checks import UsageError
-from sglrlib.diagnostics import features
-from sglrlib.labels import LABELS, Hard
+from sglrlib.judging.diagnostics import features
+from sglrlib.method.labels import LABELS, Hard
 from sglrlib.recipes import recipe, recorded
-from sglrlib.results import Result, pack, pack_shares, publish, stored
-from sglrlib.runs import load_model, run
+from sglrlib.show import notebook, plots
+from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
-from sglrlib.train import run_data
+from sglrlib.training.runs import load_model, run
+from sglrlib.training.train import run_data
 
 
 def result(curve, *, best=1, correct=(90, 80), n=100, confidences=(), **changes) -> Result:
@@ -176,7 +176,7 @@ def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small,
     inline = [run.curve for run in notebook.gather(configs[:1], own, attacks=[])]
     calls = []
     monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
-    monkeypatch.setattr(notebook, "quiet", lambda job, config, how: (config, calls.append(config.seed) or ""))
+    monkeypatch.setattr(notebook, "quiet", lambda job, config, how, parent: (config, calls.append(config.seed) or ""))
     monkeypatch.setattr(notebook.joblib, "Parallel", lambda return_as: lambda jobs: (f(*a, **k) for f, a, k in jobs))
     assert [run.curve for run in notebook.gather(configs, own, attacks=[])][:1] == inline
     assert calls == [1, 2]  # the first is there already, the others are done side by side

@@ -6,8 +6,7 @@ import torch
 
 from sglrlib.paths import PAPER
 from sglrlib.recipes import recipe
-from sglrlib.results import Result
-from sglrlib.tables import (
+from sglrlib.show.tables import (
     beside_paper,
     claims,
     column_title,
@@ -23,6 +22,7 @@ from sglrlib.tables import (
     standard_error,
     verdict,
 )
+from sglrlib.store.results import Result
 
 ROWS = list(csv.DictReader(PAPER.read_text().splitlines()))
 

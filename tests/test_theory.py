@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_notebooks import papermill
 
-from sglrlib.labels import SelfGuided
+from sglrlib.method.labels import SelfGuided
 from sglrlib.paths import ROOT
 from sglrlib.studies import theory, theory_figures, theory_loss
 from sglrlib.studies.theory import Check, cross_entropy, distributions, entropy, jensen_shannon, kl, mix, one_hot

@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from sglrlib import checkpoint, log, results, runs
-from sglrlib.attacks import PGD
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
-from sglrlib.evaluate import accuracy
-from sglrlib.labels import LABELS
-from sglrlib.methods import METHODS, PGDAT, adversarial_weights
-from sglrlib.models import build_model
+from sglrlib.judging.evaluate import accuracy
+from sglrlib.method.attacks import PGD
+from sglrlib.method.labels import LABELS
+from sglrlib.method.methods import METHODS, PGDAT, adversarial_weights
+from sglrlib.method.models import build_model
 from sglrlib.recipes import ROWS
-from sglrlib.results import publish, stored
-from sglrlib.runs import export, load_model, run
-from sglrlib.step import training_attack
-from sglrlib.train import Diverged, best_epoch, first_step, run_data, run_model, train
+from sglrlib.store import checkpoint, log, results
+from sglrlib.store.results import publish, stored
+from sglrlib.training import runs
+from sglrlib.training.runs import export, load_model, run
+from sglrlib.training.step import training_attack
+from sglrlib.training.train import Diverged, best_epoch, first_step, run_data, run_model, train
 
 SILENT = dict(say=lambda line: None)
 TOLERANCE = 1e-4
@@ -228,8 +229,8 @@ def test_each_step_moves_the_weights_and_attacks_the_penalty_when_it_is_time(sma
         penalties.append(penalty is not None)
         return x
 
-    monkeypatch.setattr("sglrlib.step.adversarial_weights", moved)
-    monkeypatch.setattr("sglrlib.step.training_attack", lambda config: attack)
+    monkeypatch.setattr("sglrlib.training.step.adversarial_weights", moved)
+    monkeypatch.setattr("sglrlib.training.step.training_attack", lambda config: attack)
     config = small(labels="ensemble", refine_start=0.75, awp=0.01, awp_start=0.5, arch="wrn10_1", te_weight=1.0)
     train(config, tmp_path, report=lambda row: None)
     assert gammas == [0.0] * 2 + [0.01] * 6

@@ -7,10 +7,10 @@ from functools import partial
 
 import pandas as pd
 
-from sglrlib.diagnostics import calibration_error, confidence_gap, standard_error
-from sglrlib.results import Result, paired
-from sglrlib.tables import CHECKPOINTS, column_title, judge, paper_place, paper_value
-from sglrlib.tables import standard_error as image_error
+from sglrlib.judging.diagnostics import calibration_error, confidence_gap, standard_error
+from sglrlib.show.tables import CHECKPOINTS, column_title, judge, paper_place, paper_value
+from sglrlib.show.tables import standard_error as image_error
+from sglrlib.store.results import Result, paired
 
 
 def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 1.0) -> pd.DataFrame:

@@ -10,13 +10,14 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from sglrlib import checkpoint, runs
 from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS
-from sglrlib.evaluate import outputs
-from sglrlib.tables import standard_error, verdict
-from sglrlib.train import run_data
+from sglrlib.judging.evaluate import outputs
+from sglrlib.method.data import DATASETS
+from sglrlib.show.tables import standard_error, verdict
+from sglrlib.store import checkpoint
+from sglrlib.training import runs
+from sglrlib.training.train import run_data
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress")  # cleanlab's progress bar, never shown here, misses ipywidgets

@@ -5,9 +5,9 @@ import statistics
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sglrlib.results import Result, paired
+from sglrlib.show.tables import claim, differences, judge, mean_and_spread
+from sglrlib.store.results import Result, paired
 from sglrlib.studies.phases import stages
-from sglrlib.tables import claim, differences, judge, mean_and_spread
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import statistics
 
 import pandas as pd
 
-from sglrlib.results import Result, paired
-from sglrlib.tables import claim, judge, per_image
+from sglrlib.show.tables import claim, judge, per_image
+from sglrlib.store.results import Result, paired
 
 RULE = (
     "growth starts in the first epoch from which on the mini-batch gradient norm of hard-label cross-entropy (running "

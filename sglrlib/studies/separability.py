@@ -10,12 +10,12 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
-from sglrlib import plots
 from sglrlib.config import RunConfig
-from sglrlib.diagnostics import features
-from sglrlib.runs import load_model
-from sglrlib.tables import judge
-from sglrlib.train import run_data
+from sglrlib.judging.diagnostics import features
+from sglrlib.show import plots
+from sglrlib.show.tables import judge
+from sglrlib.training.runs import load_model
+from sglrlib.training.train import run_data
 
 NEIGHBOURS = 10
 

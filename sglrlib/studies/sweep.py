@@ -5,10 +5,10 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sglrlib import plots
-from sglrlib.labels import LABELS
-from sglrlib.results import Result, paired
-from sglrlib.tables import claim, differences, judge, mean_and_spread, paper_value
+from sglrlib.method.labels import LABELS
+from sglrlib.show import plots
+from sglrlib.show.tables import claim, differences, judge, mean_and_spread, paper_value
+from sglrlib.store.results import Result, paired
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
 

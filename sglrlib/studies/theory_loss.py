@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.labels import Hard, SelfGuided
-from sglrlib.methods import Distillation
+from sglrlib.method.labels import Hard, SelfGuided
+from sglrlib.method.methods import Distillation
 from sglrlib.studies.theory import Check, cross_entropy, distributions, entropy, gap, kl, mix, one_hot, over
 
 CONSTANT = "the loss has no constant sum over the labels, as MAE has"

@@ -7,8 +7,8 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from sglrlib.config import RunConfig
-from sglrlib.data import Split
-from sglrlib.plots import mark_phases
+from sglrlib.method.data import Split
+from sglrlib.show.plots import mark_phases
 
 CIFAR10 = "plane car bird cat deer dog frog horse ship truck".split()  # short, for axes
 TRUE, GIVEN = sns.color_palette("colorblind")[:2]

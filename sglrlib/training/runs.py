@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sglrlib import checkpoint, results
-from sglrlib.attacks import AFTER, Transfer, chain, named_attack
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, DataError, Split
-from sglrlib.evaluate import correct, outputs, withstood
-from sglrlib.lease import alone
-from sglrlib.log import LOG, Log, failure, newest_first, note, provenance, where
+from sglrlib.judging.evaluate import correct, outputs, withstood
+from sglrlib.judging.sanity import Check, suspect
+from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
+from sglrlib.method.data import DATASETS, DataError, Split
 from sglrlib.paths import RUNS
-from sglrlib.results import CHECKPOINTS, Result, pack_shares, stored
-from sglrlib.sanity import Check, suspect
-from sglrlib.train import best_epoch, run_data, run_model, train
+from sglrlib.store import checkpoint, results
+from sglrlib.store.lease import alone
+from sglrlib.store.log import LOG, Log, failure, newest_first, note, provenance, where
+from sglrlib.store.results import CHECKPOINTS, Result, pack_shares, stored
+from sglrlib.training.train import best_epoch, run_data, run_model, train
 
 
 def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), *, by: Callable | None = None, **how) -> Result | None:

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import joblib
 from IPython import get_ipython
 
-from sglrlib import results, runs
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
-from sglrlib.labels import LABELS
+from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
-from sglrlib.results import Result
+from sglrlib.store import results
+from sglrlib.store.results import Result
+from sglrlib.training import runs
 
 
 def parameters(**own) -> tuple[SimpleNamespace, dict]:
@@ -112,7 +113,7 @@ def labelled(
 
 
 def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = runs.run, **how) -> list[Result]:
-    """The result of each configuration by job(config, **how), a function of sglrlib.runs; those missing are left out.
+    """The result of each configuration by job(config, **how), a function of training.runs; those missing are left out.
 
     They are run, or only shown where own.train is False, and published where own.publish says so. How far each run is,
     and which is missing, is printed. Several runs to train share the cores of a CPU, one on each. One that fails stops

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglrlib import checkpoint
-from sglrlib.checkpoint import Damaged
 from sglrlib.config import RunConfig, make_config
 from sglrlib.paths import RESULTS, RUNS
+from sglrlib.store import checkpoint
+from sglrlib.store.checkpoint import Damaged
 
 CHECKPOINTS = ("best", "last")
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from sglrlib.attacks import chain, named_attack
-from sglrlib.evaluate import correct, withstood
-from sglrlib.sanity import Check, suspect
+from sglrlib.judging.evaluate import correct, withstood
+from sglrlib.judging.sanity import Check, suspect
+from sglrlib.method.attacks import chain, named_attack
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sglrlib.config import RunConfig
-from sglrlib.fast import attack_target
-from sglrlib.labels import LABELS, Hard
-from sglrlib.measure import eval_logits
-from sglrlib.methods import METHODS, adversarial_weights
+from sglrlib.method.fast import attack_target
+from sglrlib.method.labels import LABELS, Hard
+from sglrlib.method.methods import METHODS, adversarial_weights
+from sglrlib.training.measure import eval_logits
 
 
 class Step:

@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sglrlib.attacks import untouched
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, Data, Split, planted
-from sglrlib.diagnostics import DIAGNOSTICS, Snapshot, View
-from sglrlib.evaluate import outputs
-from sglrlib.labels import Hard
-from sglrlib.methods import Method
+from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
+from sglrlib.judging.evaluate import outputs
+from sglrlib.method.attacks import untouched
+from sglrlib.method.data import DATASETS, Data, Split, planted
+from sglrlib.method.labels import Hard
+from sglrlib.method.methods import Method
 
 
 def look(config: RunConfig, model: nn.Module, data: Data, speed: str) -> dict[str, View]:

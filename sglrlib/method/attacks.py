@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.autoattack import Part, Square
 from sglrlib.checks import one_of, within
+from sglrlib.method.autoattack import Part, Square
 
 
 @dataclass(frozen=True)

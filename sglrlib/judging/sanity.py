@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.attacks import PGD, untouched
-from sglrlib.autoattack import Square
-from sglrlib.evaluate import are_probabilities, correct, exact_fp32
+from sglrlib.judging.evaluate import are_probabilities, correct, exact_fp32
+from sglrlib.method.attacks import PGD, untouched
+from sglrlib.method.autoattack import Square
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from sglrlib import notebook, runs
 from sglrlib.checks import one_of
 from sglrlib.config import RunConfig
-from sglrlib.grid import Task
+from sglrlib.grid.jobs import Task
+from sglrlib.show import notebook
+from sglrlib.training import runs
 
 
 def tasks(path: str | Path, parameters: dict, threads: int = 0) -> list[Task]:

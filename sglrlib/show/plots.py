@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from sglrlib import paths
 from sglrlib.config import RunConfig
-from sglrlib.diagnostics import reliability
-from sglrlib.results import CHECKPOINTS, Result
-from sglrlib.tables import column_title, paper_place, paper_value
+from sglrlib.judging.diagnostics import reliability
+from sglrlib.show.tables import column_title, paper_place, paper_value
+from sglrlib.store.results import CHECKPOINTS, Result
 
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = {

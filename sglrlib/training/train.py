@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from sglrlib import checkpoint
 from sglrlib.config import RunConfig
-from sglrlib.data import DATASETS, Data, load_data
-from sglrlib.fast import captured
-from sglrlib.measure import accuracies, diagnose, look
-from sglrlib.models import build_model
-from sglrlib.step import Step
+from sglrlib.method.data import DATASETS, Data, load_data
+from sglrlib.method.fast import captured
+from sglrlib.method.models import build_model
+from sglrlib.store import checkpoint
+from sglrlib.training.measure import accuracies, diagnose, look
+from sglrlib.training.step import Step
 
 
 class Diverged(RuntimeError):

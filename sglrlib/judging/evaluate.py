@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sglrlib.attacks import untouched
 from sglrlib.checks import UsageError
-from sglrlib.fast import attack_target
+from sglrlib.method.attacks import untouched
+from sglrlib.method.fast import attack_target
 
 
 class InvalidExample(RuntimeError):

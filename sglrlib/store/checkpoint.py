@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sglrlib.lease import still_ours
+from sglrlib.store.lease import still_ours
 
 FORMAT = 1  # of checkpoints; a higher one than a program knows was written by a newer version
 

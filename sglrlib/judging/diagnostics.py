@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.attacks import untouched
 from sglrlib.checks import UsageError, within
+from sglrlib.method.attacks import untouched
 
 
 def calibration_error(confidence: Tensor, right: Tensor, *, bins: int = 15, power: float = 1.0) -> float:

@@ -10,10 +10,10 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from sglrlib.config import RunConfig
-from sglrlib.log import failure
 from sglrlib.paths import PAPER, RUNS
 from sglrlib.recipes import recipe
-from sglrlib.results import Result, paired
+from sglrlib.store.log import failure
+from sglrlib.store.results import Result, paired
 
 TITLES = {"natural": "Natural", "autoattack": "AutoAttack", "cw_inf": "CW_inf"}
 CHECKPOINTS = {"best": "best", "final": "last"}  # the paper's word -> ours

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from submitit.helpers import DelayedSubmission
 
-from sglrlib import log, results, runs
 from sglrlib.config import RunConfig
 from sglrlib.paths import RUNS
-from sglrlib.results import CHECKPOINTS
+from sglrlib.store import log, results
+from sglrlib.store.results import CHECKPOINTS
+from sglrlib.training import runs
 
 
 @dataclass(frozen=True)
