@@ -15,6 +15,7 @@ from sglrlib.method.data import AUGMENTS, DATASETS, NOISES
 from sglrlib.method.labels import LABELS
 from sglrlib.method.methods import METHODS
 from sglrlib.method.models import parse_arch
+from sglrlib.source import CODE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +106,24 @@ class RunConfig:
     def id(self) -> str:
         """The run's name in the store: a readable head, and a hash of all values that are not the default.
 
-        So a field that is added later, with a default that changes nothing, leaves every id as it was.
+        So a field that is added later, with a default that changes nothing, leaves every id as it was. The source of
+        what is registered from outside, and named here, is part of it.
         """
         values = self.as_dict() | self.method_options | self.label_options
         defaults = DEFAULTS | options(METHODS[self.method]) | options(LABELS[self.labels])
-        text = json.dumps({k: v for k, v in values.items() if k in defaults and v != defaults[k]}, sort_keys=True)
+        values = {k: v for k, v in values.items() if k in defaults and v != defaults[k]}
+        text = json.dumps(values | self.outside_code(), sort_keys=True)
         head = f"{self.dataset}-{self.method}-{self.labels}-s{self.seed}"
         return f"{head}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def outside_code(self) -> dict[str, str]:
+        """What this run is made of that is registered from outside: 'kind name' -> the fingerprint of its source."""
+        kinds = {kind: [getattr(self, kind)] for kind in ("labels", "method", "arch", "dataset", "noise")}
+        kinds["method"] = [self.method, *METHODS[self.method].teachers]
+        kinds["diagnostics"] = self.diagnostics
+        if not self.noise_rate:
+            del kinds["noise"]
+        return {f"{k} {name}": CODE[k, name] for k, names in kinds.items() for name in names if (k, name) in CODE}
 
     def as_dict(self) -> dict:
         """The fields as a dictionary, without refine_start and awp_start where nothing starts there."""

@@ -66,7 +66,7 @@ SWEPT = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=20
 
 # The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
 # TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories.
-_METHODS: dict[str, dict] = {
+METHOD_ROWS: dict[str, dict] = {
     "PGD-AT": dict(),
     "AWP": dict(awp=0.01),
     "PGD-SWA": dict(swa_start=0.28),
@@ -76,11 +76,16 @@ _METHODS: dict[str, dict] = {
     "TRADES-AWP": dict(method="trades", awp=0.005, awp_start=0.05),
     "Standard": dict(method="standard"),
 }
-ROWS: dict[str, dict] = {
-    title + rule.title: changes | dict(labels=name)
-    for title, changes in _METHODS.items()
-    for name, rule in LABELS.items()
-}
+ROWS: dict[str, dict] = {}
+
+
+def compose() -> None:
+    """Put each method of METHOD_ROWS with each label rule into ROWS, by the name that the tables use."""
+    for title, changes in METHOD_ROWS.items():
+        ROWS.update({title + rule.title: changes | dict(labels=name) for name, rule in LABELS.items()})
+
+
+compose()
 PAPER_ROWS = tuple(row for row in (
     "PGD-AT", "PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR", "AWP", "KD-AT", "KD-SWA", "TRADES", "TRADES+SGLR",
 ) if row in ROWS)  # fmt: skip
@@ -92,7 +97,7 @@ def row_recipe(row: str, dataset: str = "digits", scale: str = "", variant: str 
     So awp = 0.02 changes AWP and leaves PGD-AT as it is. Raises UsageError for an unknown row, suggesting the nearest.
     """
     one_of("row", row, ROWS)
-    parts = {name for changed in _METHODS.values() for name in changed} | {"labels"}
+    parts = {name for changed in METHOD_ROWS.values() for name in changed} | {"labels"}
     tuned = {name: value for name, value in changes.items() if name in ROWS[row] and name not in ("method", "labels")}
     common = {name: value for name, value in changes.items() if name not in parts}
     return recipe(dataset, scale, variant, **(common | ROWS[row] | tuned))

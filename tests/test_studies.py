@@ -176,7 +176,7 @@ def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small,
     inline = [run.curve for run in notebook.gather(configs[:1], own, attacks=[])]
     calls = []
     monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
-    monkeypatch.setattr(notebook, "quiet", lambda job, config, how, parent: (config, calls.append(config.seed) or ""))
+    monkeypatch.setattr(notebook, "quiet", lambda job, config, *_: (config, calls.append(config.seed) or ""))
     monkeypatch.setattr(notebook.joblib, "Parallel", lambda return_as: lambda jobs: (f(*a, **k) for f, a, k in jobs))
     assert [run.curve for run in notebook.gather(configs, own, attacks=[])][:1] == inline
     assert calls == [1, 2]  # the first is there already, the others are done side by side

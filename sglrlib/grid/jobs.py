@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from submitit.helpers import DelayedSubmission
 
+from sglrlib import doors
 from sglrlib.config import RunConfig
 from sglrlib.paths import RUNS
 from sglrlib.store import log, results
@@ -25,16 +26,18 @@ class Task:
     """One run and all that is wanted of it; called, it does that, on this machine or another one of the same store.
 
     wanted: the calls it is made of. needs: ids of the runs that have to be there first. threads: torch's, 0 for as many
-    as it takes by itself.
+    as it takes by itself. carried: what is registered where it was made, by doors.carried().
     """
 
     config: RunConfig
     wanted: tuple[runs.Wanted, ...]
     needs: frozenset[str] = frozenset()
     threads: int = 0
+    carried: bytes = b""
 
     def __call__(self) -> str:
         """Do what is lacking; returns '', or how it failed with the end of the run's log."""
+        doors.take_over(self.carried)
         if self.threads:
             torch.set_num_threads(self.threads)
         for config, job, how in self.wanted:

@@ -1,6 +1,7 @@
 """Which runs a notebook needs: its cells are executed, and what they ask for is noted instead of computed."""
 
 import io
+import linecache
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from sglrlib import doors
 from sglrlib.checks import one_of
 from sglrlib.config import RunConfig
 from sglrlib.grid.jobs import Task
@@ -30,8 +32,9 @@ def tasks(path: str | Path, parameters: dict, threads: int = 0) -> list[Task]:
             how = {name: asked.how[name] for name in ("train_missing", "device", "speed")}
             wanted.setdefault(config.id, []).append(runs.Wanted(config, runs.run, dict(attacks=(), **how)))
         wanted.setdefault(asked.config.id, []).append(asked)
+    carried = doors.carried()
     return [
-        Task(those[0].config, tuple(those), frozenset(c.id for asked in those for c in needs(asked)), threads)
+        Task(those[0].config, tuple(those), frozenset(c.id for asked in those for c in needs(asked)), threads, carried)
         for those in wanted.values()
     ]
 
@@ -43,7 +46,9 @@ def asked_for(cells: list) -> list[runs.Wanted]:
     with notebook.planning() as plan, redirect_stdout(io.StringIO()):
         for source in sources[: max(asking, default=0)]:
             plan.namespace["In"].append(source)
-            exec(source, plan.namespace)
+            name = f"<cell {len(plan.namespace['In'])} of a notebook>"
+            linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # for doors.register()
+            exec(compile(source, name, "exec"), plan.namespace)
     return plan.wanted
 
 

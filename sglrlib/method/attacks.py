@@ -92,6 +92,22 @@ class Transfer:
         return self.attack(self.source, x, y, generator)
 
 
+@dataclass(frozen=True)
+class Own:
+    """A registered function attack(model, x, y, eps, step, generator) with its budget and step size, in [0, 1]."""
+
+    batch_size: ClassVar[int] = 500
+    function: Callable
+    eps: float
+    step: float
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """What the function returns, detached; the model is in eval mode, its weights frozen, gradients on."""
+        how = dict(model=model, x=x, y=y, eps=self.eps, step=self.step, generator=generator)
+        with untouched(model), torch.enable_grad():
+            return self.function(**how).detach()
+
+
 @contextmanager
 def untouched(model: nn.Module, mode: str = "eval") -> Iterator[None]:
     """Within: the model in a mode, parameters frozen. After: every module's mode and every flag as before."""

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import joblib
 from IPython import get_ipython
 
+from sglrlib import doors
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.method.labels import LABELS
@@ -148,10 +149,10 @@ def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]
     if together < 2:
         return set()
     print(f"{len(configs)} runs, {together} at a time; each writes how far it is to log.jsonl in its folder of runs/")
-    started, failed = time.monotonic(), set()
+    started, failed, carried = time.monotonic(), set(), doors.carried()
     with joblib.parallel_config("loky", n_jobs=together, inner_max_num_threads=1):
         done = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(quiet)(job, c, how, os.getpid()) for c in configs
+            joblib.delayed(quiet)(job, c, how, os.getpid(), carried) for c in configs
         )
         try:
             for number, (config, failure) in enumerate(done, 1):
@@ -163,11 +164,13 @@ def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]
     return failed
 
 
-def quiet(job: Callable, config: RunConfig, how: dict, parent: int) -> tuple[RunConfig, str]:
+def quiet(job: Callable, config: RunConfig, how: dict, parent: int, carried: bytes) -> tuple[RunConfig, str]:
     """Do a job without a word; returns whose it was, and how it failed ('' where it did not).
 
-    It ends within seconds of the process parent, so that nothing trains on for a kernel that was killed.
+    It ends within seconds of the process parent, so that nothing trains on for a kernel that was killed. carried is
+    what is registered there.
     """
+    doors.take_over(carried)
     threading.Thread(target=end_with, args=[parent], daemon=True).start()
     said = []
     done = runs.attempt(job, config, say=said.append, **how)
@@ -196,7 +199,7 @@ _plan: Plan | None = None
 def planning() -> Iterator[Plan]:
     """Within: parameters() and gather() belong to a plan; nothing is computed, what gather() is asked for is noted."""
     global _plan
-    _plan = Plan(dict(In=[]), [])
+    _plan = Plan(dict(In=[], __name__="__main__"), [])
     try:
         yield _plan
     finally:

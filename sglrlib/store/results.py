@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sglrlib.config import RunConfig, make_config
 from sglrlib.paths import RESULTS, RUNS
+from sglrlib.source import CODE
 from sglrlib.store import checkpoint
 from sglrlib.store.checkpoint import Damaged
 
@@ -40,9 +41,12 @@ class Result:
         """Whether both checkpoints have a column, on so many of the first test images at least (0: on all)."""
         test = self.sizes["test"]
         wanted = test if column == "natural" else min(images or test, test)
-        return all(
-            column in self.evaluations[which] and len(self.flags(which, column)) >= wanted for which in CHECKPOINTS
-        )
+        return all(self.holds(which, column, wanted) for which in CHECKPOINTS)
+
+    def holds(self, which: str, column: str, images: int) -> bool:
+        """Whether a checkpoint has a column, on so many of the first test images, by the attack's present code."""
+        entry = self.evaluations[which].get(column)
+        return bool(entry) and entry.get("code", "") == code_of(column) and len(self.flags(which, column)) >= images
 
     def flags(self, which: str, column: str) -> Tensor:
         """Whether each test image is classified correctly, (n,) bool: as it is, or under an attack.
@@ -72,9 +76,15 @@ class Result:
 
     def with_flags(self, which: str, column: str, flags: Tensor, **how) -> "Result":
         """This result with one more column; how: device, versions, seconds."""
-        entry = dict(flags=pack(flags), **how)
+        code = {name: text for name, text in (("code", code_of(column)),) if text}
+        entry = dict(flags=pack(flags), **code, **how)
         checkpoints = self.evaluations | {which: self.evaluations.get(which, {}) | {column: entry}}
         return dataclasses.replace(self, evaluations=checkpoints)
+
+
+def code_of(column: str) -> str:
+    """The fingerprint of the attack that a column is named after, '' where it is the library's."""
+    return CODE.get(("attack", column.removeprefix("confidence ").split(" from ")[0]), "")
 
 
 def paired(ones: list[Result], others: list[Result]) -> list[tuple[Result, Result]]:

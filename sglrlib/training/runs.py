@@ -209,7 +209,7 @@ def judged(
     config, model = result.config, None
     for column, build in columns.items():
         n = len(test) if column == "natural" else min(images or len(test), len(test))
-        if column in result.evaluations[which] and len(result.flags(which, column)) >= n:
+        if result.holds(which, column, n):
             continue
         started = time.perf_counter()
         model = model or load_model(config, which, device)
