@@ -64,7 +64,7 @@ def trained(config, wanted=()):
 
 def judged(config, iterations):
     """An AutoAttack with few iterations, the same in each process."""
-    attacks.Part = lambda eps, part: Part(eps, part, iterations[part])
+    attacks.Part = lambda eps, part, **named: Part(eps, part, iterations[part], **named)
     runs.run(config, ["autoattack"], **SILENT)
 
 

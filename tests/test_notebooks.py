@@ -222,7 +222,7 @@ def test_a_rule_taken_from_the_registry_is_gone_everywhere_and_a_new_one_is_ther
     startup = tmp_path / "ipython" / "profile_default" / "startup" / "rules.py"
     startup.parent.mkdir(parents=True)
     startup.write_text(
-        "from sglrlib import labels\n"
+        "from sglrlib.method import labels\n"
         "del labels.LABELS['smooth'], labels.LABELS['ensemble']\n"
         "labels.LABELS['toy'] = type('Toy', (labels.Hard,), dict(title='+TOY'))\n"
     )
