@@ -2,10 +2,12 @@
 
 import argparse
 import ast
+import os
 import sys
 from collections import Counter
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import joblib
 import submitit
@@ -14,11 +16,11 @@ import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sglrlib.checks import UsageError, within
-from sglrlib.grid import jobs, plan
 from sglrlib.method.data import DataError
-from sglrlib.paths import RUNS
+from sglrlib.paths import ROOT, RUNS
+from sglrlib.show import plan
 from sglrlib.store import lease
-from sglrlib.training import runs
+from sglrlib.training import jobs, runs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     both = argparse.ArgumentParser(add_help=False)
     both.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="parameter")
     both.add_argument("-y", type=yaml.safe_load, default={}, metavar="YAML", help="parameters: '{rates: [0.4]}'")
+    both.add_argument("--trust", action="store_true", help="execute the cells of a notebook from elsewhere, too")
     shown = commands.add_parser("list", parents=[both], help="show the state of each run, and the time left")
     shown.set_defaults(do=list_runs)
     shown.add_argument("notebook", nargs="?", help="without one: every run of the store")
@@ -61,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def list_runs(asked: argparse.Namespace) -> int:
     """Show a notebook's runs, or those of the whole store."""
     if asked.notebook:
+        trust(asked)
         show(plan.tasks(asked.notebook, parameters(asked)))
         return 0
     counts = Counter()
@@ -78,8 +82,9 @@ def do_runs(asked: argparse.Namespace) -> int:
     cores = joblib.cpu_count()
     together = asked.workers or (0 if asked.slurm else cores)
     threads = 0 if asked.slurm or together == 1 else max(1, cores // together)
-    tasks = plan.tasks(asked.notebook, parameters(asked), threads)
-    if not all(how["train_missing"] for task in tasks for _, _, how in task.wanted):
+    trust(asked)
+    tasks = plan.tasks(asked.notebook, parameters(asked), threads, 0 if asked.slurm else os.getpid())
+    if not all(wanted.train_missing for task in tasks for wanted in task.wanted):
         raise UsageError("train = False computes nothing: expected train = True, the default, to run it.")
     todo = [task for task in tasks if task.lacking]
     executor = slurm(asked) if asked.slurm else local(asked)
@@ -91,6 +96,16 @@ def do_runs(asked: argparse.Namespace) -> int:
         raise UsageError(f"Slurm does not take the jobs: {error}") from error
     show(tasks)
     return 1 if failures else 0
+
+
+def trust(asked: argparse.Namespace) -> None:
+    """Say that a notebook's cells are executed. Raises UsageError for one from elsewhere, unless it is trusted."""
+    if not (asked.trust or Path(asked.notebook).resolve().is_relative_to(ROOT)):
+        raise UsageError(
+            f"{asked.notebook} lies outside of {ROOT}, and its cells would be executed, up to the last that asks for "
+            "runs, to see which these are. --trust does so."
+        )
+    print(f"executing the cells of {asked.notebook} to see which runs it asks for", file=sys.stderr)
 
 
 def parameters(asked: argparse.Namespace) -> dict:

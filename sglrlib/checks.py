@@ -47,6 +47,7 @@ def same_type(what: str, value, example):
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is tuple and isinstance(value, (list, tuple)):
+        within(f"length of {what}", len(value), 0, 1000)
         member = example[0] if example else ""  # an empty list stands for one of names
         return tuple(same_type(f"{what}[{i}]", item, member) for i, item in enumerate(value))
     if type(value) is not wanted:

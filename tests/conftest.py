@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from sglrlib.grid import jobs
 from sglrlib.recipes import recipe
 from sglrlib.show import tables
 from sglrlib.store import results
-from sglrlib.training import runs
+from sglrlib.training import jobs, runs
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 SMALL = dict(train_size=60, val_size=30, test_size=40, train_eval_size=20, epochs=4, eval_steps=2, attack_steps=2)

@@ -12,7 +12,7 @@ from sglrlib.method.labels import LABELS, VARIANTS
 from sglrlib.method.methods import METHODS
 from sglrlib.paths import PAPER
 from sglrlib.recipes import PAPER_ROWS, RECIPES, ROWS, default_scale, recipe, row_recipe
-from sglrlib.show.notebook import read
+from sglrlib.show.notebook import COMMON, read
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -115,14 +115,20 @@ def test_bad_recipes(arguments, said):
 def test_a_notebooks_parameters():
     cells = [
         "import os",
-        "epochs: int = 0  # help\nlr: float = -1.0\nseeds: int = 1\nscale: str = ''",
-        "# Parameters\nlr = 0.5",
+        "epochs: int = 0  # help\nlr: float = -1.0\nseeds: int = 1\nlabels: str = 'all'\nrates: list = [0.1, 0.2]",
+        "# Parameters\nlr = 0.5\nseeds = 2\nrates = [0.5]",
         "x = len('a')",
     ]
-    namespace = dict(epochs=0, lr=0.5, seeds=2, scale="", x=1)
-    own, changes = read(namespace, cells, dict(seeds=1, scale="", train=True))
-    assert vars(own) == dict(seeds=2, scale="", train=True)
-    assert changes == dict(lr=0.5)
+    namespace = {}
+    for cell in cells:
+        exec(cell, namespace)
+    own, changes = read(namespace, cells, ["labels"])
+    mine = dict(seeds=2, rates=(0.5,), labels="all")
+    assert vars(own) == COMMON | mine and changes == dict(lr=0.5)
+    # Where the cells are not kept, what the parameters cell declares is still known.
+    assert vars(read(namespace, [""], ["labels"])[0]) == COMMON | mine
+    namespace["epochs"] = 9  # a variable of the notebook's own, later
+    assert read(namespace, cells, ["labels"])[1] == changes
 
 
 @pytest.mark.parametrize(
@@ -132,15 +138,17 @@ def test_a_notebooks_parameters():
         ("trian = False", "Did you mean 'train'"),
         ("train = 'false'", "expected True or False"),
         ("seeds = 1.5", "expected a whole number"),
+        ("rates: list = [0.1]; rates = ['a']", r"rates\[0\] = 'a' is of type str: expected a number"),
+        ("lr_drops = [" + "0.5," * 1001 + "]", "length of lr_drops = 1001 is out of range: expected from 0 to 1000"),
     ],
 )
 def test_a_notebooks_wrong_parameters(cell, said):
     namespace = {}
     exec(cell, namespace)
     with pytest.raises(UsageError, match=said):
-        read(namespace, [cell], dict(seeds=1, train=True))
+        read(namespace, cell.split("; "))
     if "Did you" in said:  # the wrong name is gone, so the corrected cell works
-        assert read(namespace, [cell], dict(seeds=1, train=True))[1] == {}
+        assert read(namespace, [cell])[1] == {}
 
 
 def test_every_row_of_the_papers_tables_has_its_name_and_a_run_of_its_own():

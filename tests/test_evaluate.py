@@ -1,5 +1,6 @@
 """Evaluation that nobody can call weak: the cascade against pyautoattack's own, and models that are suspected."""
 
+import dataclasses
 import json
 import os
 import warnings
@@ -21,7 +22,7 @@ from sglrlib.method.models import build_model
 from sglrlib.paths import RESULTS
 from sglrlib.store.results import pack_shares, unpack_shares
 from sglrlib.training import runs
-from sglrlib.training.runs import load_model, run
+from sglrlib.training.runs import Wanted, load_model, run, transferred, with_confidence
 from sglrlib.training.train import run_data
 
 SILENT = dict(say=lambda line: None)
@@ -182,10 +183,25 @@ def test_more_images_or_another_attack_are_added_to_what_is_there(small, store):
     assert not few.has("pgd_3") and few.has("pgd_3", 10) and not few.has("pgd_3", 11) and few.has("natural", 10)
 
 
+def test_a_small_network_takes_one_thread_and_gives_the_others_back(small, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for config, device, expected in (
+        (small(), "cpu", [1, 4]),
+        (small(), "cuda", [4]),
+        (small(arch="wrn10_1", batch_size=128), "cpu", [4]),
+    ):
+        asked.clear()
+        with pytest.raises(ZeroDivisionError), runs.few_threads(config, device):
+            _ = 1 / 0
+        assert asked == expected
+
+
 def test_transfer_attacks_come_from_the_other_run(small, store):
     target = small(epochs=8, noise_rate=0.0, train_size=300)
     source = target.but(labels="hard", arch="cnn8", seed=1)
-    result = runs.transfer(target, source, ["pgd_5"], **SILENT)
+    result = runs.obtain(Wanted(target, transferred(target, source, ["pgd_5"])), **SILENT)
     column = runs.transfer_column("pgd_5", source)
     test = run_data(target).test
     x, y = test.x(), test.y
@@ -195,9 +211,9 @@ def test_transfer_attacks_come_from_the_other_run(small, store):
     white = run(target, ["pgd_5"], **SILENT)
     assert white.accuracy("last", "pgd_5") < result.accuracy("last", column) < result.accuracy("last", "natural")
     with pytest.raises(UsageError, match="'autoattack' is a cascade: expected a single attack"):
-        runs.transfer(target, source, ["autoattack"], **SILENT)
+        transferred(target, source, ["autoattack"])
     with pytest.raises(UsageError, match="the source is trained on 'cifar10': expected 'digits'"):
-        runs.transfer(target, source.but(dataset="cifar10"), **SILENT)
+        transferred(target, source.but(dataset="cifar10"))
 
 
 # What cannot be judged is refused, before the attack makes a step.
@@ -345,7 +361,8 @@ def test_probabilities_end_the_checks(trained):
 
 def test_confidences_are_the_networks_probabilities_on_all_images_and_are_kept(small, store):
     config = small(epochs=8, noise_rate=0.0, train_size=300)
-    result = runs.confidences(config, ["natural", "pgd_5"], **SILENT)
+    wanted = Wanted(config, with_confidence(config, ["natural", "pgd_5"]))
+    result = runs.obtain(wanted, **SILENT)
     test = run_data(config).test
     attacks = dict(natural=None, pgd_5=PGD(config.eps_255 / 255, config.step_255 / 255, 5))
     for which in ("best", "last"):
@@ -358,15 +375,16 @@ def test_confidences_are_the_networks_probabilities_on_all_images_and_are_kept(s
         natural, attacked = (result.confidence(which, name)[1] for name in attacks)
         assert (attacked < natural - 1e-3).double().mean() > 0.9
         assert (attacked < natural - 1e-3)[~result.flags(which, "natural")].any()  # the misclassified, too
-    assert runs.confidences(config, ["natural", "pgd_5"], say=pytest.fail) == result
-    assert runs.confidences(config, ["pgd_6"], train_missing=False) == result and not result.has("confidence pgd_6")
-    assert runs.confidences(config.but(seed=1), train_missing=False) is None
+    assert runs.obtain(wanted, say=pytest.fail) == result
+    other = Wanted(config, with_confidence(config, ["pgd_6"]), train_missing=False)
+    assert runs.obtain(other) == result and not result.has("confidence pgd_6")
+    assert runs.obtain(dataclasses.replace(other, config=config.but(seed=1))) is None
 
 
 def test_confidences_under_what_is_no_single_attack_are_refused_before_any_work(small, store):
     for attack, said in (("pgd10", "Did you mean 'pgd_10'"), ("autoattack", "'autoattack' is a cascade")):
         with pytest.raises(UsageError, match=said):
-            runs.confidences(small(epochs=1), [attack], **SILENT)
+            with_confidence(small(epochs=1), [attack])
     assert not (store / "runs").exists()
 
 

@@ -19,23 +19,23 @@ import torch
 
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
-from sglrlib.grid import jobs
 from sglrlib.method import attacks
 from sglrlib.method.attacks import chain
 from sglrlib.method.autoattack import Part
 from sglrlib.method.data import DataError
+from sglrlib.paths import ROOT
 from sglrlib.show import notebook, tables
 from sglrlib.store import checkpoint, lease, log, results
 from sglrlib.store.checkpoint import Damaged, StoreError
 from sglrlib.store.results import CHECKPOINTS
-from sglrlib.training import runs
+from sglrlib.training import jobs, runs
 from sglrlib.training.step import Step
 from sglrlib.training.train import Diverged, train
 
 SILENT = dict(say=lambda line: None, device="cpu")
 OWN = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)  # of a notebook's parameters
 PROCESSES = multiprocessing.get_context("forkserver")  # children that need not import torch again
-PROCESSES.set_forkserver_preload(["sglrlib.grid.jobs"])
+PROCESSES.set_forkserver_preload(["sglrlib.training.jobs"])
 
 
 def start(function, store: Path, config, *arguments):
@@ -465,7 +465,7 @@ def test_a_loss_that_is_nan_fails_its_run_alone_and_is_tried_again(small, store,
     with monkeypatch.context() as spoilt:
         spoilt.setattr("sglrlib.training.step.Step.__call__", diverging)
         spoilt.setenv("LOKY_MAX_CPU_COUNT", "1")
-        found = notebook.collect([good, bad], [], OWN)
+        found = notebook.gather(notebook.by_title([good, bad]), OWN)
     (results_of_good,) = found[good.title]
     assert results_of_good.config == good
     said = capsys.readouterr().out
@@ -475,7 +475,7 @@ def test_a_loss_that_is_nan_fails_its_run_alone_and_is_tried_again(small, store,
     rows = tables.beside_paper(found, ["natural"], [good, bad]).to_dict("records")
     assert (rows[-1]["accuracy"], rows[-1]["ours"]) == ("seed 1", "failed")
     assert epochs_kept(runs.RUNS / bad.id) == 2
-    notebook.collect([good, bad], [], OWN)
+    notebook.gather(notebook.by_title([good, bad]), OWN)
     assert f"{bad.title} seed 1: epoch 3/4" in capsys.readouterr().out
     assert tables.failed(found, ["natural"], [bad]) == []
     log.note(runs.RUNS / good.id, failed="LostLease: by a worker whose run another one took over and finished")
@@ -492,7 +492,8 @@ def test_one_that_fails_beside_others_is_not_tried_twice(small, store, monkeypat
     (runs.RUNS / bad.id / "last.pt").write_bytes(b"garbage")
     monkeypatch.setenv("SGLR_OUT", str(store))
     monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
-    assert [result.config for result in notebook.gather([bad, good], OWN, attacks=[])] == [good]
+    (found,) = notebook.gather(notebook.by_title([bad, good]), OWN).values()
+    assert [result.config for result in found] == [good]
     said = capsys.readouterr().out
     assert said.count("failed: ") == 1 and f"failed: {bad.id}, whose log.jsonl ends in" in said
     noted = [line for line in log.newest_first(runs.RUNS / bad.id) if "failed" in line]
@@ -500,20 +501,31 @@ def test_one_that_fails_beside_others_is_not_tried_twice(small, store, monkeypat
 
 
 @pytest.mark.parametrize("error", [UsageError, DataError])
-def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, error):
-    def job(config, **how):
+def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, monkeypatch, error):
+    def no_data(config):
         raise error("unpack the data first")
 
+    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(jobs, "run_data", no_data)
+    monkeypatch.setattr(notebook.loky.process_executor.ProcessPoolExecutor, "submit", pytest.fail)
     with pytest.raises(error, match="unpack the data first"):
-        notebook.gather([small(), small(seed=1)], OWN, job)
+        notebook.gather(notebook.by_title([small(), small(seed=1)]), OWN)
     assert not runs.RUNS.exists()
+
+
+def test_sizes_that_the_data_do_not_have_are_refused_before_a_worker_starts(small, store, monkeypatch):
+    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(notebook.loky.process_executor.ProcessPoolExecutor, "submit", pytest.fail)
+    with pytest.raises(UsageError, match=r"train_size \+ val_size = 930 is out of range") as refused:
+        notebook.gather(notebook.by_title([small(train_size=900), small(train_size=900, seed=1)]), OWN)
+    assert refused.value.__cause__ is None and not runs.RUNS.exists()
 
 
 def test_where_all_runs_fail_the_notebook_ends(small, store, monkeypatch):
     monkeypatch.setattr("sglrlib.training.step.Step.__call__", lambda self, x, y, index: x.sum() / 0)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     with pytest.raises(RuntimeError, match="all 1 runs failed"):
-        notebook.gather([small()], OWN, attacks=[])
+        notebook.gather(notebook.by_title([small()]), OWN)
     with pytest.raises(Diverged):
         runs.run(small(), (), **SILENT)
 
@@ -623,33 +635,45 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
 
 
 KERNEL = """
-from sglrlib.show.notebook import side_by_side
 from sglrlib.recipes import recipe
+from sglrlib.show.notebook import side_by_side
+from sglrlib.training.runs import Wanted, attacked
 
-def endless(config, **how):
-    import os, pathlib, time
-    pathlib.Path(f"worker-{os.getpid()}").touch()
-    time.sleep(3600)
-
-side_by_side([recipe(seed=seed) for seed in (0, 1)], endless, {})
+side_by_side([Wanted(config, attacked(config, ())) for config in (recipe(epochs=9999, seed=s) for s in (0, 1))], print)
 """
+COMMAND = [
+    "-m",
+    "sglrlib",
+    "run",
+    str(ROOT / "notebooks" / "02_main_tables.ipynb"),
+    "--workers",
+    "2",
+    "-p",
+    "epochs",
+    "9999",
+]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
-def test_workers_end_with_a_kernel_that_is_killed(tmp_path):
-    """They would sleep for an hour; here they have as long as a busy machine takes."""
-    environment = os.environ | dict(LOKY_MAX_CPU_COUNT="2", PYTHONPATH=str(Path(notebook.__file__).parents[1]))
-    kernel = subprocess.Popen([sys.executable, "-c", KERNEL], cwd=tmp_path, env=environment)
-    while len(workers := list(tmp_path.glob("worker-*"))) < 2:
-        assert kernel.poll() is None
+@pytest.mark.parametrize("command", [["-c", KERNEL], COMMAND], ids=["notebook", "command"])
+def test_workers_end_with_the_process_that_started_them(tmp_path, command):
+    """It is killed once two work; they would for hours, and have as long as a busy machine takes to end."""
+    environment = os.environ | dict(LOKY_MAX_CPU_COUNT="2", PYTHONPATH=str(ROOT), SGLR_OUT=str(tmp_path))
+    first = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=environment)
+    while len(pids := [holder(folder) for folder in tmp_path.glob("runs/*/") if holder(folder)]) < 2:
+        assert first.poll() is None
         time.sleep(0.1)
-    kernel.kill()
-    kernel.wait()
-    pids = [int(worker.name.removeprefix("worker-")) for worker in workers]
-    deadline = time.monotonic() + 300
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 600
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, pids))
+
+
+def holder(folder: Path) -> int:
+    """The process that works on a run, 0 for none."""
+    return int((lease.holder(folder) or "process 0").split()[1])
 
 
 def alive(pid: int) -> bool:

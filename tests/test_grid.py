@@ -16,14 +16,15 @@ import nbformat
 import pytest
 import submitit
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 
 from sglrlib.__main__ import main
-from sglrlib.grid import jobs, plan
-from sglrlib.grid.jobs import State
 from sglrlib.paths import ROOT
 from sglrlib.recipes import row_recipe
+from sglrlib.show import plan
 from sglrlib.store import lease, log
-from sglrlib.training import runs
+from sglrlib.training import jobs, runs
+from sglrlib.training.jobs import State
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES, BLACK_BOX = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_main_tables", "08_black_box"))
@@ -96,7 +97,7 @@ def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monke
                 running.pop(0).set_result("")
 
         monkeypatch.setattr(jobs.time, "sleep", end_the_first)
-        assert jobs.send(tasks, executor, at_once=at_once, say=lambda line: None) == []
+        assert jobs.send(tasks, executor, at_once=at_once, say=lambda line: None) == {}
         given[max(most)] = executor.given
     assert given == {
         2: ["Standard", "PGD-AT", "TRADES", "KD-AT", "KD-SWA", "AWP"],
@@ -242,7 +243,7 @@ def pool():
 def test_any_executor_will_do_and_a_worker_that_dies_is_noted(tmp_path, store, monkeypatch, pool, fault):
     monkeypatch.setenv("SGLR_OUT", str(tmp_path))
     tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR"), threads=1)
-    assert jobs.send(tasks, pool, say=lambda line: None) == []
+    assert jobs.send(tasks, pool, say=lambda line: None) == {}
     assert [state.kind for state in jobs.states(tasks)] == ["done", "done"]
 
     (late,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT+LS", epochs=2000))
@@ -257,7 +258,7 @@ def test_any_executor_will_do_and_a_worker_that_dies_is_noted(tmp_path, store, m
             os.kill(int(holder), signal.SIGKILL)
             return sent[-1]
 
-    (failure,) = jobs.send([late], Killing(), say=lambda line: None)
+    (failure,) = jobs.send([late], Killing(), say=lambda line: None).values()
     assert failure.startswith(f"failed: {late.config.id}, whose log.jsonl ends in") and "BrokenProcessPool" in failure
     (state,) = jobs.states([late])
     fault(lost=state.kind != "failed" or state.epoch < 1)
@@ -273,7 +274,7 @@ def test_submitit_starts_a_timed_out_run_again_and_it_resumes(tmp_path, store, m
     (task,) = plan.tasks(TABLES, asked | dict(epochs=epochs), threads=1)
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=1000)
     executor.update_parameters(timeout_min=16 / 60, signal_delay_s=4)
-    assert jobs.send([task], executor, say=lambda line: None) == []
+    assert jobs.send([task], executor, say=lambda line: None) == {}
     said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.err"))
     starts = [line for line in log.newest_first(runs.RUNS / task.config.id) if "started" in line]
     assert said.count("Caught signal SIGUSR2") == said.count("this job is timed-out") == len(starts) - 1 >= 1
@@ -340,3 +341,14 @@ def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
     assert main(["run", str(TABLES), *ARGUMENTS, "--slurm", "--partition", "gpux"]) == 2
     assert "UsageError: Slurm does not take the jobs: " in (said := capsys.readouterr().err)
     assert "invalid partition specified: gpux" in said and not runs.RUNS.joinpath("digits").exists()
+
+
+def test_a_notebook_from_elsewhere_is_executed_only_if_it_is_trusted(tmp_path, capsys):
+    path = tmp_path / "theirs.ipynb"
+    cell = new_code_cell(f"open({str(tmp_path / 'done')!r}, 'w')\nnotebook.gather({{}})")
+    nbformat.write(new_notebook(cells=[cell], metadata=nbformat.read(TABLES, 4).metadata), path)
+    assert main(["list", str(path)]) == 2 and "lies outside of" in capsys.readouterr().err
+    assert not (tmp_path / "done").exists()
+    with pytest.raises(NameError):  # its cells were executed: this one lacks an import
+        main(["list", str(path), "--trust"])
+    assert (tmp_path / "done").exists() and f"executing the cells of {path}" in capsys.readouterr().err

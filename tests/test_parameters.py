@@ -12,10 +12,10 @@ from papermill.iorw import load_notebook_node
 from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
 from sglrlib.config import DEFAULTS
-from sglrlib.grid import plan
 from sglrlib.method.data import DataError
 from sglrlib.paths import ROOT
 from sglrlib.recipes import ROWS
+from sglrlib.show import plan
 from sglrlib.store import log
 from sglrlib.training import runs
 from sglrlib.training.train import first_step, run_data

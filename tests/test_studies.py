@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from sglrlib.recipes import recipe, recorded
 from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
+from sglrlib.training import jobs
 from sglrlib.training.runs import load_model, run
 from sglrlib.training.train import run_data
 
@@ -96,14 +98,14 @@ def swept(rule, rate, trained, error, **changes):
 
 def test_the_noise_sweep_is_judged_at_each_rate():
     runs = [swept("hard", 0.4, 99, 40), swept("self_guided", 0.4, 80, 15), swept("hard", 0.0, 100, 5)]
-    found = sweep.by_noise(runs)
+    found = sweep.by_noise({"any": runs})
     assert list(found) == [("symmetric", 0.4), ("symmetric", 0.0)]
     assert sweep.portion_correct(runs[0]) == pytest.approx(64)
     said = sweep.claims(found).splitlines()
     assert len(said) == 3 and all(": true (" in line for line in said)
     found[("symmetric", 0.4)]["hard"] = [swept("hard", 0.4, 60, 15)]
     assert [": true (" in line for line in sweep.claims(found).splitlines()] == [False, False, False]
-    table = sweep.table(sweep.by_noise([*runs, swept("hard", 0.2, 99, 30)]))
+    table = sweep.table(sweep.by_noise({"any": [*runs, swept("hard", 0.2, 99, 30)]}))
     assert list(table["last"]) == ["40.0", "15.0", "5.0", "30.0"] and list(table.paper) == ["–", "–", "26.8*", "37.8*"]
     assert list(table["train - test"]) == ["39.0", "-5.0", "5.0", "29.0"]  # at the last epoch
     assert list(table.wrong) == ["36.0 %", "36.0 %", "0.0 %", "18.0 %"]
@@ -161,25 +163,26 @@ def test_runs_come_back_under_their_labels_and_missing_ones_are_left_out(store, 
     own = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)
     tiny = dict(epochs=1, attack_steps=1)
     groups = {"a": [small(**tiny), small(**tiny, seed=1)], "b": [small(**tiny, seed=1)]}
-    notebook.gather(groups["b"], own, attacks=[])
+    notebook.gather(dict(b=groups["b"]), own)
     own.train = False
-    found = notebook.labelled(groups | {"c": [small(seed=9)]}, own, attacks=[])
+    found = notebook.gather(groups | {"c": [small(seed=9)]}, own)
     assert [[run.config.seed for run in found[label]] for label in found] == [[1], [1]] and list(found) == ["a", "b"]
     assert capsys.readouterr().out.count("missing: digits-pgd_at-self_guided-s") == 2
     with pytest.raises(UsageError, match="is not known"):
-        notebook.labelled(groups, own, attacks=["pdg_20"])
+        notebook.gather(groups, own, ["pdg_20"])
 
 
-def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small, monkeypatch):
+def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small, monkeypatch, capsys):
     own = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)
     configs = [small(epochs=1, seed=seed) for seed in (0, 1, 2)]
-    inline = [run.curve for run in notebook.gather(configs[:1], own, attacks=[])]
-    calls = []
+    inline = notebook.gather(notebook.by_title(configs[:1]), own)
+    pool = ThreadPoolExecutor(2)
     monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
-    monkeypatch.setattr(notebook, "quiet", lambda job, config, *_: (config, calls.append(config.seed) or ""))
-    monkeypatch.setattr(notebook.joblib, "Parallel", lambda return_as: lambda jobs: (f(*a, **k) for f, a, k in jobs))
-    assert [run.curve for run in notebook.gather(configs, own, attacks=[])][:1] == inline
-    assert calls == [1, 2]  # the first is there already, the others are done side by side
+    monkeypatch.setattr(notebook.loky, "get_reusable_executor", lambda n, **_: pool)
+    monkeypatch.setattr(jobs, "end_with", lambda parent: None)
+    found = notebook.gather(notebook.by_title(configs), own)[configs[0].title]
+    assert [run.config.seed for run in found] == [0, 1, 2] and found[0] == inline[configs[0].title][0]
+    assert "2 of 2 after" in capsys.readouterr().out  # the first is there already, the others are done side by side
 
 
 def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
@@ -201,3 +204,16 @@ def test_publishing_keeps_the_columns_that_are_committed_already(store):
     publish(result([], correct=(70, 60)))
     kept = stored(result([]).config, committed=True)
     assert kept.accuracy("last", "pgd_20") == 60 and kept.has("confidence natural")
+
+
+def test_figures_are_kept_only_if_they_are_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.paths, "OUT", tmp_path)
+    monkeypatch.setattr(plots.paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(plots.paths, "FIGURES", tmp_path / "figures")
+    figure, _ = plots.grid(1, 1, 2.0)
+    assert plots.save(figure, "a") == "runs/figures/a.png" and not (tmp_path / "figures").exists()
+    assert plots.save(figure, "a", publish=True) == "figures/a.png"
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("a.pdf")} == {
+        "runs/figures/a.pdf",
+        "figures/a.pdf",
+    }

@@ -23,6 +23,7 @@ from sglrlib.show.tables import (
     verdict,
 )
 from sglrlib.store.results import Result
+from sglrlib.training.runs import run
 
 ROWS = list(csv.DictReader(PAPER.read_text().splitlines()))
 
@@ -188,7 +189,7 @@ def test_a_network_that_only_masks_its_gradients_is_told():
     column = "pgd_10 from cnn24 best 0a1b2c3d4e"
     runs = {}
     for name, black in (("honest", 900), ("masked", 700)):
-        runs[name] = result("self_guided", 800, 800, 0, 0, columns=("pgd_10",))
+        runs[name] = result("self_guided", 800, 800, 0, 0, columns=("natural", "pgd_10"))
         for which in ("best", "last"):
             runs[name] = runs[name].with_flags(which, column, torch.arange(1000) < black)
     assert verdicts(masking_claims([runs["honest"]], [column])) == ["true", "true"]
@@ -208,3 +209,17 @@ def test_the_overview_has_a_line_a_method():
     (line,) = overview(runs, ["pgd_20", "autoattack"]).to_dict("records")
     assert line == {"method": "PGD-AT", "PGD-20": "81.0 ± 1.0 -> 70.0 ± 0.0", "AutoAttack": "missing", "seeds": 3}
     assert mean_and_spread([51.04]) == "51.0"
+
+
+def test_a_network_at_chance_level_is_said_to_be(store, small):
+    """In progress, in the tables, and where it would be judged."""
+    guessing, able = result("hard", 110, 110, 0, 0), result("hard", 800, 800, 0, 0)
+    assert guessing.at_chance and not able.at_chance and not result("hard", 130, 130, 0, 0).at_chance
+    for table in (overview, beside_paper):
+        labels = set(table({"PGD-AT": [guessing, able], "AWP": [able]}, ["natural"]).method)
+        assert labels == {"PGD-AT (1 of 2 at chance)", "AWP"}
+    assert claims([able], [guessing]) == "Cannot be judged here, at chance level: PGD-AT seed 0."
+    assert gap_claims([guessing], [able], ["natural"]) == masking_claims([guessing], []) == claims([able], [guessing])
+    said = []
+    run(small(lr=50.0, epochs=1), (), say=said.append)
+    assert said[-1] == "at chance level: PGD-AT+SGLR seed 0, so nothing can be concluded from it"

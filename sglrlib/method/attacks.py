@@ -88,8 +88,8 @@ class Transfer:
         return self.attack.batch_size
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """As the attack, on the source instead of model."""
-        return self.attack(self.source, x, y, generator)
+        """As the attack, on the source instead of model; the source is moved to where the images are."""
+        return self.attack(self.source.to(x.device), x, y, generator)
 
 
 @dataclass(frozen=True)

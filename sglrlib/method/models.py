@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet
 
 from sglrlib.checks import one_of
@@ -35,6 +36,14 @@ def parse_arch(arch: str):
             if min(sizes) > 0 and (build is not wide_resnet or (sizes[0] >= 10 and (sizes[0] - 4) % 6 == 0)):
                 return build, sizes
     one_of("arch", arch, MODELS)
+
+
+@torch.no_grad()
+def flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of a pass over one image (C, H, W), by torch's own counter; in eval mode after."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, *shape))
+    return counter.get_total_flops()
 
 
 class Normalise(nn.Module):

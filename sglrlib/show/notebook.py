@@ -2,51 +2,68 @@
 
 import ast
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import joblib
 from IPython import get_ipython
+from IPython.display import Pretty, display
+from joblib.externals import loky
 
-from sglrlib import doors
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
 from sglrlib.store import results
 from sglrlib.store.results import Result
-from sglrlib.training import runs
+from sglrlib.training import jobs, runs
+
+# Parameters of every notebook and their defaults, whether or not its parameters cell shows them.
+COMMON = dict(
+    scale="", variant="release", seed=0, seeds=1, train=True, device="", speed="fast", publish=False
+)  # fmt: skip
 
 
-def parameters(**own) -> tuple[SimpleNamespace, dict]:
-    """What the cells run so far assign, checked: this notebook's own parameters, and the changes to a recipe.
+def parameters(*mine: str) -> tuple[SimpleNamespace, dict]:
+    """What the parameters cell and papermill give, checked: the notebook's own parameters, and the changes to a recipe.
 
-    own gives the parameters that only this notebook knows, with their defaults; all others are the fields and options
-    of a RunConfig, and are left out of the changes where they are '', [], 0 (a whole number) or -1: the recipe's own
-    value. Only cells that do nothing but assign literals count: the parameters cell and the one papermill injects.
-    papermill merely warns of a name that it does not know: here that is a UsageError, and so is a wrong type.
+    Its own are COMMON, what the parameters cell declares beyond RunConfig's fields and options, and mine, the names of
+    such fields that it deals with itself. All others are changes to a recipe, and are left out where they are '', [],
+    0 (a whole number) or -1: the recipe's own value. papermill merely warns of a name that it does not know: here that
+    is a UsageError, and so is a wrong type.
     """
     namespace = _plan.namespace if _plan else get_ipython().user_ns
-    return read(namespace, namespace["In"], own)
+    return read(namespace, namespace["In"], mine)
 
 
-def read(namespace: dict, cells: Iterable[str], own: dict) -> tuple[SimpleNamespace, dict]:
-    """parameters() of a given namespace and cells; an unknown name is also removed, so that a corrected cell works."""
-    given, examples = {}, DEFAULTS | own
-    for name in [n for cell in cells for n in literals_assigned(cell) if n in namespace]:
-        if name not in examples:
-            if is_left_to_recipe(namespace[name]):  # the option of a rule or method that is no longer there
-                continue
+def read(namespace: dict, cells: Iterable[str], mine: Iterable[str] = ()) -> tuple[SimpleNamespace, dict]:
+    """parameters() of a given namespace and cells; an unknown name is also removed, so that a corrected cell works.
+
+    Only cells that do nothing but assign literals count: the parameters cell, where names are declared with a type, and
+    the one that papermill injects. Where cells are not kept, as under nbval, the namespace has what is declared.
+    """
+    assigned = [(name, value) for cell in cells for name, value in literals_assigned(cell) if name in namespace]
+    declared = {name: namespace[name] for name in namespace.get("__annotations__", ()) if name in namespace}
+    given, first = declared | dict(assigned), dict(reversed(assigned))
+    examples = COMMON | {name: first.get(name, value) for name, value in declared.items()} | DEFAULTS
+    for name in [name for name in given if name not in examples]:
+        if not is_left_to_recipe(given[name]):  # else it may be the option of a rule or method that is no longer there
             namespace.pop(name)
             one_of("parameter", name, examples)
-        given[name] = same_type(name, namespace[name], examples[name])
+        given.pop(name)
+    given = {name: same_type(name, value, as_tuple(examples[name])) for name, value in given.items()}
+    own = [name for name in given if name in {*COMMON, *mine} or name not in DEFAULTS]
     changes = {name: value for name, value in given.items() if name not in own and not is_left_to_recipe(value)}
-    return SimpleNamespace(**(own | {name: value for name, value in given.items() if name in own})), changes
+    return SimpleNamespace(**(COMMON | {name: given[name] for name in own})), changes
+
+
+def as_tuple(value):
+    """A list as a tuple, anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def is_left_to_recipe(value) -> bool:
@@ -54,17 +71,14 @@ def is_left_to_recipe(value) -> bool:
     return value in ("", (), -1) or (type(value) is int and value == 0)
 
 
-def literals_assigned(cell: str) -> Iterator[str]:
-    """The names that a cell assigns, if all it does is assign literals to names."""
+def literals_assigned(cell: str) -> list[tuple[str, object]]:
+    """The names that a cell assigns and their values, if all it does is assign literals to names."""
     try:
-        statements = ast.parse(cell).body
-        for statement in statements:
-            ast.literal_eval(statement.value)
+        values = [(statement, ast.literal_eval(statement.value)) for statement in ast.parse(cell).body]
     except (SyntaxError, ValueError, AttributeError):
-        return
-    for statement in statements:
-        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-        yield from (target.id for target in targets if isinstance(target, ast.Name))
+        return []
+    targets = [(getattr(s, "targets", None) or [getattr(s, "target", None)], value) for s, value in values]
+    return [(target.id, value) for those, value in targets for target in those if isinstance(target, ast.Name)]
 
 
 def seeds_of(own: SimpleNamespace) -> range:
@@ -94,94 +108,82 @@ def rules(text: str) -> list[str]:
     return names_in(text)
 
 
-def collect(
-    configs: list[RunConfig], attacks: Iterable[str], own: SimpleNamespace, job: Callable = runs.run, **how
-) -> dict[str, list[Result]]:
-    """Title -> results, one a seed: see gather(), which this calls."""
-    found = {}
-    for result in gather(configs, own, job, attacks=attacks, **how):
-        found.setdefault(result.config.title, []).append(result)
-    return found
+def by_title(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
+    """Title -> its configurations, as gather() wants them."""
+    groups = {}
+    for config in configs:
+        groups.setdefault(config.title, []).append(config)
+    return groups
 
 
-def labelled(
-    groups: dict[str, list[RunConfig]], own: SimpleNamespace, job: Callable = runs.run, **how
-) -> dict[str, list[Result]]:
-    """Label -> results of its configurations, one a seed; see gather(). A label without any run is left out."""
-    found = {r.config.id: r for r in gather([c for those in groups.values() for c in those], own, job, **how)}
+def gather(
+    groups: dict[str, list[RunConfig]], own: SimpleNamespace, attacks: Iterable[str] = (), *,
+    columns: Callable[[RunConfig], dict] | None = None, images: int = 0,
+) -> dict[str, list[Result]]:  # fmt: skip
+    """Label -> the results of its configurations, judged under attacks, or with the columns that columns(config) gives.
+
+    They are run, or only shown where own.train is False, and published where own.publish says so. images as of
+    runs.Wanted. A line shows how far they are. Several runs to train share the cores of a CPU, one on each. What is
+    missing is left out and named, and so is a run that fails, with the end of its log; it stops no other. Raises
+    RuntimeError where all failed.
+    """
+    columns = columns or partial(runs.attacked, attacks=attacks)
+    configs = [config for those in groups.values() for config in those]
+    wanted = {c.id: runs.Wanted(c, columns(c), images, own.train, own.device, own.speed) for c in configs}
+    if _plan:
+        _plan.wanted += wanted.values()
+        return {}
+    say, found = Line(), {}
+    failed = side_by_side([each for each in wanted.values() if "training" in each.lacking], say) if own.train else {}
+    for name, each in wanted.items():
+        result = None if name in failed else runs.attempt(each, say)
+        if result is not None:
+            found[name] = result
+            if own.publish:
+                results.publish(result)
+        elif not own.train:
+            print(runs.failed(each.config) or f"missing: {name} (train = False)")
+    if own.train and wanted and not found:
+        raise RuntimeError(f"all {len(wanted)} runs failed: see the ends of their logs above.")
     present = {label: [found[c.id] for c in those if c.id in found] for label, those in groups.items()}
     return {label: those for label, those in present.items() if those}
 
 
-def gather(configs: Iterable[RunConfig], own: SimpleNamespace, job: Callable = runs.run, **how) -> list[Result]:
-    """The result of each configuration by job(config, **how), a function of training.runs; those missing are left out.
+def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[str, str]:
+    """Do several runs at once, one on each core of a CPU; nothing where there is but one run or core.
 
-    They are run, or only shown where own.train is False, and published where own.publish says so. How far each run is,
-    and which is missing, is printed. Several runs to train share the cores of a CPU, one on each. One that fails stops
-    no other: it is left out, and printed with the end of its log. Raises RuntimeError where all failed.
+    Returns id -> the end of its log, of those that failed. The workers end with this process.
     """
-    how |= dict(train_missing=own.train, device=own.device, speed=own.speed)
-    configs = list({config.id: config for config in configs}.values())
-    device = runs.refuse_settings(own.device, own.speed, how.get("images", 0))
-    if _plan:
-        _plan.wanted += [runs.Wanted(config, job, how) for config in configs]
-        return []
-    failed = set()
-    if own.train and device == "cpu":
-        failed = side_by_side([config for config in configs if not runs.is_stored(config)], job, how)
-    found = []
-    for config in (config for config in configs if config.id not in failed):
-        result = runs.attempt(job, config, **how)
-        if result is not None:
-            found.append(result)
-            if own.publish:
-                results.publish(result)
-        elif not own.train:
-            print(runs.failed(config) or f"missing: {config.id} (train = False)")
-    if own.train and configs and not found:
-        raise RuntimeError(f"all {len(configs)} runs failed: see the ends of their logs above.")
-    return found
+    together = min(len(wanted), joblib.cpu_count())
+    if together < 2 or runs.pick_device(wanted[0].device) != "cpu":
+        return {}
+    executor = loky.get_reusable_executor(together, timeout=10, env=dict(OMP_NUM_THREADS="1"))
+    try:
+        return jobs.send(jobs.tasks(wanted, 1, os.getpid()), executor, at_once=together, say=say)
+    except BrokenProcessPool:
+        say("one of these processes was killed, so the rest is done one after another")
+        return {}
+    except BaseException:
+        executor.shutdown(kill_workers=True)
+        raise
 
 
-def side_by_side(configs: list[RunConfig], job: Callable, how: dict) -> set[str]:
-    """Do several jobs at once, one on each core; nothing where there is but one job or core. Returns what failed."""
-    together = min(len(configs), joblib.cpu_count())
-    if together < 2:
-        return set()
-    print(f"{len(configs)} runs, {together} at a time; each writes how far it is to log.jsonl in its folder of runs/")
-    started, failed, carried = time.monotonic(), set(), doors.carried()
-    with joblib.parallel_config("loky", n_jobs=together, inner_max_num_threads=1):
-        done = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(quiet)(job, c, how, os.getpid(), carried) for c in configs
-        )
-        try:
-            for number, (config, failure) in enumerate(done, 1):
-                after = f"{number} of {len(configs)} done after {time.monotonic() - started:.0f} s"
-                print(failure or f"{after}: {config.title} seed {config.seed}")
-                failed |= {config.id} if failure else set()
-        except BrokenProcessPool:
-            print("one of these processes was killed, so the rest is done one after another")
-    return failed
+class Line:
+    """Prints what it is called with; update() writes over what it wrote before, in one line of a notebook's cell."""
 
+    def __init__(self):
+        self.shown = None
 
-def quiet(job: Callable, config: RunConfig, how: dict, parent: int, carried: bytes) -> tuple[RunConfig, str]:
-    """Do a job without a word; returns whose it was, and how it failed ('' where it did not).
+    def __call__(self, text: str) -> None:
+        print(text, flush=True)
 
-    It ends within seconds of the process parent, so that nothing trains on for a kernel that was killed. carried is
-    what is registered there.
-    """
-    doors.take_over(carried)
-    threading.Thread(target=end_with, args=[parent], daemon=True).start()
-    said = []
-    done = runs.attempt(job, config, say=said.append, **how)
-    return config, "" if done else said[-1]
-
-
-def end_with(parent: int) -> None:
-    """Wait for the end of this process's parent, then end it at once; a run resumes from its last epoch."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    def update(self, text: str) -> None:
+        if get_ipython() is None:
+            self(text)
+        elif self.shown is None:
+            self.shown = display(Pretty(text), display_id=True)
+        else:
+            self.shown.update(Pretty(text))
 
 
 @dataclass

@@ -270,9 +270,10 @@ def mark_phases(axis, config: RunConfig) -> None:
         axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", **place)
 
 
-def save(figure: Figure, name: str) -> str:
-    """Write a figure as PNG and PDF; returns where, relative to the folder that holds figures/."""
-    paths.FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(paths.FIGURES / f"{name}.png", dpi=200)
-    figure.savefig(paths.FIGURES / f"{name}.pdf", metadata=dict(CreationDate=None))
-    return f"figures/{name}.png"
+def save(figure: Figure, name: str, publish: bool = False) -> str:
+    """Write a figure as PNG and PDF, below runs/figures/ or, to be kept, figures/; returns where the PNG is."""
+    folder = paths.FIGURES if publish else paths.RUNS / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=200)
+    figure.savefig(folder / f"{name}.pdf", metadata=dict(CreationDate=None))
+    return (folder / f"{name}.png").relative_to(paths.OUT).as_posix()

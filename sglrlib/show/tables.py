@@ -98,6 +98,7 @@ def beside_paper(
     rows = []
     for label, those in runs.items():
         title, (place, own) = those[0].config.title, paper_place(those[0])
+        label = marked(label, those)
         for column in columns:
             if not all(run.has(column, 1) for run in those):
                 missing = dict(method=label, accuracy=column_title(column), ours="missing")
@@ -127,6 +128,12 @@ def beside_paper(
     return pd.DataFrame(rows, columns=headers)
 
 
+def marked(label: str, those: list[Result]) -> str:
+    """A row's label, which says how many of its runs end at chance level, if any does."""
+    guessing = sum(run.at_chance for run in those)
+    return f"{label} ({guessing} of {len(those)} at chance)" if guessing else label
+
+
 def failed(runs: dict[str, list[Result]], columns: Iterable[str], wanted: Iterable[RunConfig]) -> list[RunConfig]:
     """Those of the wanted runs that lack something and failed when they were last worked on."""
     whole = {run.config.id for those in runs.values() for run in those if all(run.has(c, 1) for c in columns)}
@@ -140,7 +147,7 @@ def overview(runs: dict[str, list[Result]], columns: Iterable[str], wanted: Iter
     """
     rows = []
     for label, those in runs.items():
-        row = {"method": label}
+        row = {"method": marked(label, those)}
         for column in columns:
             shown = "missing"
             if all(run.has(column, 1) for run in those):
@@ -192,11 +199,20 @@ def interval(those: list[Result], checkpoint: str, column: str) -> tuple[float, 
     return mean - half, mean + half
 
 
+def at_chance(*groups: list[Result]) -> str:
+    """Why no claim on these runs can be judged, '' where none of them ends at chance level."""
+    guessing = [run.config for those in groups for run in those if run.at_chance]
+    names = ", ".join(f"{config.title} seed {config.seed}" for config in guessing)
+    return f"Cannot be judged here, at chance level: {names}." if guessing else ""
+
+
 def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = ("pgd_20", "natural")) -> str:
     """The paper's claims on a method and the same with refined labels, one line each with its verdict.
 
     The two lists are compared seed by seed and image by image. Robust is what each attack of columns says.
     """
+    if guessing := at_chance(hard, refined):
+        return guessing
     a, b = hard[0].config.title, refined[0].config.title
     lines = []
     for c in columns:
@@ -215,6 +231,8 @@ def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = (
 
 def gap_claims(hard: list[Result], refined: list[Result], columns: Iterable[str]) -> str:
     """Whether the refined network's gap between best and final is the smaller one, whatever the sign of either."""
+    if guessing := at_chance(hard, refined):
+        return guessing
     a, b = hard[0].config.title, refined[0].config.title
     lines = []
     for c in columns:
@@ -231,7 +249,7 @@ def masking_claims(runs: list[Result], columns: Iterable[str]) -> str:
 
     columns as of runs.transfer_column(). A network that only masked its gradients would not.
     """
-    return "\n".join(
+    return at_chance(runs) or "\n".join(
         claim(
             f"{runs[0].config.title}, {which}, withstands it more often than the same in the white box",
             column,

@@ -1,9 +1,12 @@
 """One process at a time works on a run, on one machine or on many that share the store."""
 
+import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import SoftFileLease, Timeout
 
 LEASE_S = 120  # a holder on another machine that has not renewed its claim for so long is taken to be dead
@@ -39,6 +42,18 @@ def holder(folder: Path) -> str:
     """Which process has claimed folder, '' where none has; it may be dead."""
     owner = SoftFileLease(folder / ".lock", lease_duration=LEASE_S).owner
     return f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else ""
+
+
+def others(folder: Path) -> str:
+    """Which process has claimed folder, unless it is dead, this one, or one that this one started; else ''."""
+    owner = SoftFileLease(folder / ".lock", lease_duration=LEASE_S).owner
+    if owner and owner.hostname.split("?")[0] == platform.node():
+        try:
+            family = [owner.pid, *(process.pid for process in psutil.Process(owner.pid).parents())]
+        except psutil.NoSuchProcess:
+            return ""
+        return "" if os.getpid() in family else holder(folder)
+    return holder(folder)
 
 
 def still_ours(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A run's log: its epochs and their seconds, starts and failures; and where and how long it was trained."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -15,22 +16,28 @@ LOG = "log.jsonl"  # in a run's folder
 
 
 class Log:
-    """Called with each epoch's row: keeps the seconds in the run's log, and says now and then how long is left."""
+    """Called with each epoch's row: keeps the seconds in the run's log, and says how far it is, at most every 5 s."""
 
     def __init__(self, config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]):
-        self.config, self.folder, self.say = config, folder, say
+        self.config, self.folder, self.say = config, folder, progress(say)
         self.where = dict(device=device, speed=speed)
-        self.started, self.done = time.monotonic(), 0
+        self.started, self.said, self.done = time.monotonic(), -math.inf, 0
 
     def __call__(self, row: dict) -> None:
         note(self.folder, epoch=row["epoch"], seconds=round(row["seconds"], 3), **self.where)
         self.done += 1
         epoch, epochs = row["epoch"], self.config.epochs
-        if self.done == 1 or epoch == epochs or epoch % max(1, epochs // 5) == 0:
-            left = (time.monotonic() - self.started) / self.done * (epochs - epoch)
+        now = time.monotonic()
+        if now - self.said > 5 or epoch == epochs:
+            self.said, left = now, (now - self.started) / self.done * (epochs - epoch)
             clock = f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} left"
             accuracy = f"robust accuracy: train {row['train_robust']:.1f}, test {row['test_robust']:.1f} %"
             self.say(f"{self.config.title} seed {self.config.seed}: epoch {epoch}/{epochs}, {accuracy}, {clock}")
+
+
+def progress(say: Callable[[str], None]) -> Callable[[str], None]:
+    """What takes a line that only the next one replaces: say's own method update, or say."""
+    return getattr(say, "update", say)
 
 
 def note(folder: Path, **values) -> None:

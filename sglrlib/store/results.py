@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from sglrlib.config import RunConfig, make_config
+from sglrlib.method.data import DATASETS
 from sglrlib.paths import RESULTS, RUNS
 from sglrlib.source import CODE
 from sglrlib.store import checkpoint
@@ -69,6 +71,15 @@ class Result:
     def accuracy(self, which: str, column: str) -> float:
         """Accuracy in percent."""
         return 100 * self.flags(which, column)[: self.n(column)].double().mean().item()
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the last checkpoint may be guessing: the 95 % interval (Wilson) of its natural accuracy reaches down
+        to one in so many classes as there are.
+        """
+        flags = self.flags("last", "natural")
+        found = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
+        return bool(found.low <= 1 / DATASETS[self.config.dataset].classes)
 
     def drop(self, column: str) -> float:
         """Best minus last checkpoint, in points: the Diff of the paper's tables."""

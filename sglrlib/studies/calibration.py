@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from sglrlib.judging.diagnostics import calibration_error, confidence_gap, standard_error
-from sglrlib.show.tables import CHECKPOINTS, column_title, judge, paper_place, paper_value
+from sglrlib.show.tables import CHECKPOINTS, at_chance, column_title, judge, paper_place, paper_value
 from sglrlib.show.tables import standard_error as image_error
 from sglrlib.store.results import Result, paired
 
@@ -43,6 +43,8 @@ def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 
 
 def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) -> str:
     """What the supplement says in B.2, one line each with its verdict; and what its unsigned measure hides."""
+    if guessing := at_chance(hard, refined):
+        return guessing
     a, b = hard[0].config.title, refined[0].config.title
     lines = []
     for attack in attacks:
@@ -60,6 +62,8 @@ def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) ->
 
 def compare(text: str, larger: tuple, smaller: tuple, attack: str = "natural") -> str:
     """A claim that the ECE of some (runs, checkpoint) is larger than that of others under an attack."""
+    if guessing := at_chance(larger[0], smaller[0]):
+        return guessing
     checkpoints = larger[1], smaller[1]
     pairs = [
         [one(run, which, attack, calibration_error) for run, which in zip(pair, checkpoints, strict=True)]

@@ -5,7 +5,7 @@ import statistics
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sglrlib.show.tables import claim, differences, judge, mean_and_spread
+from sglrlib.show.tables import at_chance, claim, differences, judge, mean_and_spread
 from sglrlib.store.results import Result, paired
 from sglrlib.studies.phases import stages
 
@@ -32,6 +32,8 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
 
 def rival_claims(others: dict[str, list[Result]]) -> str:
     """That self-guided labels end more robust than every other rule but hard labels."""
+    if guessing := at_chance(*others.values()):
+        return guessing
     refined = self_guided(others)
     lines = []
     for rival, those in others.items() if refined else ():
@@ -44,6 +46,8 @@ def rival_claims(others: dict[str, list[Result]]) -> str:
 
 def weight_claims(hard: list[Result], others: dict[str, list[Result]]) -> str:
     """What the slides say of gradient norm and IIW, and what refinement does to both at the last epoch."""
+    if guessing := at_chance(hard, *others.values()):
+        return guessing
     title, seeds = hard[0].config.title, f"{len(hard)} seed{'s' * (len(hard) > 1)}"
     of = f"{len(hard[0].curve)} epochs x {seeds}"
     correlations = [trend(run) for run in hard]

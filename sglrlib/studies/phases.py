@@ -6,7 +6,7 @@ import statistics
 
 import pandas as pd
 
-from sglrlib.show.tables import claim, judge, per_image
+from sglrlib.show.tables import at_chance, claim, judge, per_image
 from sglrlib.store.results import Result, paired
 
 RULE = (
@@ -55,6 +55,8 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
 
 def claims(piecewise: list[Result], cosine: list[Result]) -> str:
     """What the slides and the supplement (B.5) say of the two stages and of the two schedules, with verdicts."""
+    if guessing := at_chance(piecewise, cosine):
+        return guessing
     of = f"{len(piecewise[0].curve)} epochs x {len(piecewise)} seed{'s' * (len(piecewise) > 1)}"
     both = all(min(stages(run)) > 0 for run in piecewise)
     traces, errors = zip(*(trace_rise(run) for run in piecewise), strict=True)

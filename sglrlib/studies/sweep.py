@@ -1,13 +1,14 @@
 """Figure B.4 and Table B.2: label rules at several noise rates; what they memorise, and the claims on it."""
 
 import math
+from itertools import chain
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sglrlib.method.labels import LABELS
 from sglrlib.show import plots
-from sglrlib.show.tables import claim, differences, judge, mean_and_spread, paper_value
+from sglrlib.show.tables import at_chance, claim, differences, judge, mean_and_spread, paper_value
 from sglrlib.store.results import Result, paired
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
@@ -15,10 +16,10 @@ PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Sel
 Sweep = dict[tuple[str, float], dict[str, list[Result]]]  # (noise, rate) -> label rule -> its runs, one a seed
 
 
-def by_noise(runs: list[Result]) -> Sweep:
+def by_noise(runs: dict[str, list[Result]]) -> Sweep:
     """Runs sorted by what was planted and by label rule, in the order in which they come."""
     sweep: Sweep = {}
-    for run in runs:
+    for run in chain(*runs.values()):
         of_noise = sweep.setdefault((run.config.noise, run.config.noise_rate), {})
         of_noise.setdefault(run.config.labels, []).append(run)
     return sweep
@@ -97,7 +98,10 @@ def claims(sweep: Sweep) -> str:
     lines = []
     for (noise, rate), runs in sweep.items():
         hard, refined = runs.get("hard"), runs.get("self_guided")
-        at = f"{rate:.0%} {noise}"
+        at, guessing = f"{rate:.0%} {noise}", at_chance(hard or [], refined or [])
+        if guessing:
+            lines.append(f"{at}: {guessing}")
+            continue
         if hard and rate:
             n = min(hard[0].config.train_eval_size, hard[0].sizes["train"])
             above = [run.curve[-1]["train_natural"] - portion_correct(run) for run in hard]

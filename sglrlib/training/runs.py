@@ -5,12 +5,12 @@ import json
 import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -22,47 +22,119 @@ from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
 from sglrlib.method.data import DATASETS, DataError, Split
+from sglrlib.method.models import flops
 from sglrlib.paths import RUNS
 from sglrlib.store import checkpoint, results
 from sglrlib.store.lease import alone
-from sglrlib.store.log import LOG, Log, failure, newest_first, note, provenance, where
+from sglrlib.store.log import LOG, Log, failure, newest_first, note, progress, provenance, where
 from sglrlib.store.results import CHECKPOINTS, Result, pack_shares, stored
 from sglrlib.training.train import best_epoch, run_data, run_model, train
 
 
-def run(config: RunConfig, attacks: Sequence[str] = ("pgd_20",), *, by: Callable | None = None, **how) -> Result | None:
+def run(
+    config: RunConfig, attacks: Sequence[str] = ("pgd_20",), *, images: int = 0, train_missing: bool = True,
+    device: str = "", speed: str = "fast", say: Callable[[str], None] = print,
+) -> Result | None:  # fmt: skip
     """The result of a configuration, its best and last checkpoints judged as they are and under attacks (ATTACKS).
 
     What this store has is loaded; a run that was begun is resumed, after its teachers' runs; of an evaluation that
     was begun, only what is missing is done. A second process that wants the same run, on this machine or another, waits
-    for the first and then loads. how is passed to obtain(), or to what else by is: lacking() computes nothing. Raises
-    UsageError, before any work starts, for a name or value that cannot be.
+    for the first and then loads. The other arguments are Wanted's and obtain()'s. Raises UsageError, before any work
+    starts, for a name or value that cannot be.
     """
-    eps, step = config.eps_255 / 255, config.step_255 / 255
-    columns = ["natural", *(column for attack in attacks for column in chain(attack))]
-    return (by or obtain)(config, {column: partial(named_attack, column, eps, step) for column in columns}, **how)
+    return obtain(Wanted(config, attacked(config, attacks), images, train_missing, device, speed), say)
 
 
-class Wanted(NamedTuple):
-    """A call that somebody waits for: job(config, **how), run() or another one of this module."""
+@dataclass(frozen=True)
+class Wanted:
+    """What somebody wants of a run: columns of its result, each with what builds its attack (None: no attack).
+
+    images: how many of the first test images are attacked (0: all); 'natural' is always of all. With train_missing
+    False nothing is computed: a committed result counts too, a column may be missing, and None stands for no result.
+    device '' is CUDA where there is one. speed is 'plain', 'fast' or 'compile'. Raises UsageError for a value that
+    cannot be.
+    """
 
     config: RunConfig
-    job: Callable
-    how: dict
+    columns: dict[str, Callable | None]
+    images: int = 0
+    train_missing: bool = True
+    device: str = ""
+    speed: str = "fast"
+
+    def __post_init__(self):
+        one_of("speed", self.speed, ["plain", "fast", "compile"])
+        within("images", self.images, 0)
+        pick_device(self.device)
+
+    @property
+    def needs(self) -> list[RunConfig]:
+        """The runs whose networks this one takes: its teachers, and the sources of transfer attacks."""
+        builders = [getattr(build, "keywords", {}) for build in self.columns.values()]
+        return [*self.config.teachers, *(keywords["source"] for keywords in builders if "source" in keywords)]
+
+    @property
+    def lacking(self) -> list[str]:
+        """What obtain() would have to do: 'training', then the columns that are not there."""
+        result = stored(self.config, list(self.columns), self.images, committed=not self.train_missing)
+        missing = [c for c in self.columns if result is None or not result.has(c, self.images)]
+        return ["training", *missing] if result is None else missing
 
 
-def attempt(job: Callable, config: RunConfig, **how) -> Result | None:
-    """job(config, **how), run() or another one of this module; None where it fails, which is kept in the run's log.
+def attacked(config: RunConfig, attacks: Sequence[str]) -> dict[str, Callable | None]:
+    """The columns of attacks by their names: 'natural', and whatever comes before each in its cascade."""
+    columns = ["natural", *(column for attack in attacks for column in chain(attack))]
+    return {column: None if column == "natural" else white_box(config, column) for column in columns}
+
+
+def transferred(
+    config: RunConfig, source: RunConfig, attacks: Sequence[str] = ("pgd_10", "cw_inf"), which: str = "best"
+) -> dict[str, Callable | None]:
+    """The columns of attacks made on the network of another run, the source, its checkpoint which ('best' or 'last'):
+    the black-box attacks of Table B.3. Their names are transfer_column()'s.
+
+    Raises UsageError where the two runs are of different datasets, or an attack is a part of a cascade.
+    """
+    one_of("which", which, CHECKPOINTS)
+    refuse_cascades(attacks)
+    if source.dataset != config.dataset:
+        raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
+    made = {a: partial(on_another, white_box(config, a), source=source, which=which) for a in attacks}
+    return dict(natural=None) | {transfer_column(a, source, which): build for a, build in made.items()}
+
+
+def with_confidence(config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10")) -> dict[str, Callable | None]:
+    """The columns with the probabilities that both checkpoints give to the test images, see Result.confidence().
+
+    Every image is attacked there, also one that is misclassified as it is. Raises UsageError for a part of a cascade.
+    """
+    refuse_cascades(attacks)
+    columns = {f"confidence {a}": None if a == "natural" else white_box(config, a) for a in attacks}
+    return dict(natural=None) | columns
+
+
+def white_box(config: RunConfig, attack: str) -> Callable:
+    """What builds an attack of ATTACKS with a run's budget and step size."""
+    return partial(named_attack, attack, config.eps_255 / 255, config.step_255 / 255)
+
+
+def on_another(build: Callable, *, source: RunConfig, which: str) -> Transfer:
+    """An attack, made on another run's network."""
+    return Transfer(build(), load_model(source, which))
+
+
+def attempt(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
+    """obtain(), or None where that fails, which is kept in the run's log.
 
     What would fail alike for every run is raised: UsageError and DataError.
     """
     try:
-        return job(config, **how)
+        return obtain(wanted, say)
     except (UsageError, DataError):
         raise
     except Exception as error:
-        note_failure(config, error)
-        how.get("say", print)(failed(config) or f"failed: {config.id}: {error}")
+        note_failure(wanted.config, error)
+        say(failed(wanted.config) or f"failed: {wanted.config.id}: {error}")
         return None
 
 
@@ -83,35 +155,6 @@ def failed(config: RunConfig) -> str:
     return "\n    ".join([f"failed: {config.id}, whose {LOG} ends in", *tail])
 
 
-def is_stored(config: RunConfig) -> bool:
-    """Whether this store has a result of the run, with whichever columns."""
-    return (RUNS / config.id / "result.json").exists()
-
-
-def transfer(
-    config: RunConfig, source: RunConfig, attacks: Sequence[str] = ("pgd_10", "cw_inf"), *, which="best",
-    by: Callable | None = None, **how,
-) -> Result | None:  # fmt: skip
-    """run() under adversarial images made on another run's network, its checkpoint which ('best' or 'last'): the
-    black-box attacks of Table B.3. The columns' names are transfer_column()'s.
-
-    Raises UsageError where the two runs are of different datasets, or an attack is a part of a cascade.
-    """
-    one_of("which", which, CHECKPOINTS)
-    refuse_cascades(attacks)
-    if source.dataset != config.dataset:
-        raise UsageError(f"the source is trained on {source.dataset!r}: expected {config.dataset!r}, as the target.")
-    if how.get("train_missing", True) and by is None:
-        run(source, (), **how)
-
-    def attack(name):
-        white_box = named_attack(name, config.eps_255 / 255, config.step_255 / 255)
-        return Transfer(white_box, load_model(source, which, pick_device(how.get("device", ""))))
-
-    columns = {transfer_column(name, source, which): partial(attack, name) for name in attacks}
-    return (by or obtain)(config, dict(natural=None) | columns, **how)
-
-
 def refuse_cascades(attacks: Sequence[str]) -> None:
     """Raise UsageError for an unknown attack, or one that is only the last part of a chain of them."""
     for name in attacks:
@@ -124,67 +167,58 @@ def transfer_column(attack: str, source: RunConfig, which: str = "best") -> str:
     return f"{attack} from {source.arch} {which} {source.id.rsplit('-', 1)[1]}"
 
 
-def confidences(
-    config: RunConfig, attacks: Sequence[str] = ("natural", "pgd_10"), *, by: Callable | None = None, **how
-) -> Result | None:
-    """run(), with the probabilities that both checkpoints give to the test images, see Result.confidence().
+def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
+    """A result with at least the wanted columns; trained and judged where it must be.
 
-    Every image is attacked here, also one that is misclassified as it is. Raises UsageError as run() does, and for a
-    part of a cascade.
+    say is called with what a person should know; its method update, if it has one, with what only the next such line
+    replaces.
     """
-    eps, step = config.eps_255 / 255, config.step_255 / 255
-    refuse_cascades(attacks)
-    columns = {f"confidence {a}": None if a == "natural" else partial(named_attack, a, eps, step) for a in attacks}
-    return (by or obtain)(config, dict(natural=None) | columns, **how)
-
-
-def lacking(config: RunConfig, columns: Sequence[str], *, images=0, train_missing=True, **_) -> list[str]:
-    """What obtain() with these arguments would have to do: 'training', then the columns that are not there."""
-    result = stored(config, columns, images, committed=not train_missing)
-    return ["training", *columns] if result is None else [c for c in columns if not result.has(c, images)]
-
-
-def obtain(
-    config: RunConfig, columns: dict[str, Callable], *, images=0, train_missing=True, device="", speed="fast",
-    say: Callable[[str], None] = print,
-) -> Result | None:  # fmt: skip
-    """A result with at least these columns, each with what builds its attack; trained and judged where it must be.
-
-    images: how many of the first test images are attacked (0: all); 'natural' is always of all. With train_missing
-    False nothing is computed, a committed result counts too, a column may be missing, and None stands for no result.
-    device '' is CUDA where there is one.
-    """
-    device = refuse_settings(device, speed, images)
-    result = stored(config, columns, images, committed=not train_missing)
-    if not train_missing or (result and all(result.has(column, images) for column in columns)):
-        return result
-    folder = RUNS / config.id
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, say):
-        checkpoint.remove_parts(folder)
-        note(folder, started=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), host=platform.node())
-        result = stored(config) or trained(config, folder, device, speed, say)
-        results.write(folder / "result.json", result)
-        test = run_data(config).test.to(device)
-        for which in CHECKPOINTS:
-            result = judged(result, which, test, columns, images, device, speed, say)
+    if wanted.train_missing and wanted.lacking:
+        result = completed(wanted, say)
+    else:
+        result = stored(wanted.config, list(wanted.columns), wanted.images, committed=not wanted.train_missing)
+    if result and result.at_chance:
+        say(f"at chance level: {wanted.config.title} seed {wanted.config.seed}, so nothing can be concluded from it")
     return result
 
 
-def refuse_settings(device: str, speed: str, images: int = 0) -> str:
-    """The device that is meant. Raises UsageError for settings of obtain() that cannot be."""
-    one_of("speed", speed, ["plain", "fast", "compile"])
-    within("images", images, 0)
-    return pick_device(device)
+def completed(wanted: Wanted, say: Callable[[str], None]) -> Result:
+    """The result of a run that lacks something; other processes are kept out of it meanwhile."""
+    config, device = wanted.config, pick_device(wanted.device)
+    for needed in wanted.needs:
+        run(needed, (), device=device, speed=wanted.speed, say=say)
+    folder = RUNS / config.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, say), few_threads(config, device):
+        checkpoint.remove_parts(folder)
+        note(folder, started=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), host=platform.node())
+        result = stored(config) or trained(config, folder, device, wanted.speed, say)
+        results.write(folder / "result.json", result)
+        test = run_data(config).test.to(device)
+        for which in CHECKPOINTS:
+            result = judged(result, which, test, wanted, device, say)
+    return result
+
+
+@contextmanager
+def few_threads(config: RunConfig, device: str) -> Iterator[None]:
+    """Within: one of torch's threads where a batch is so little work for a CPU that several would wait for each other.
+
+    That is below 0.1 GFLOP a pass: on digits two threads are slower than one, and slower by far on a busy machine.
+    """
+    before = torch.get_num_threads()
+    if device == "cpu" and config.batch_size * flops(run_model(config), DATASETS[config.dataset].shape) < 1e8:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
-    """Train a run to its end, after its teachers; a result without evaluations."""
-    how = dict(device=device, speed=speed, say=say)
-    for teacher in config.teachers:
-        run(teacher, (), **how)
+    """Train a run to its end; a result without evaluations."""
     checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
-    say(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
+    progress(say)(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
     teachers = [load_model(teacher, "best", device) for teacher in config.teachers]
     report = Log(config, folder, device, speed, say)
     train(config, folder, teachers=teachers, device=device, speed=speed, report=report, say=say)
@@ -202,19 +236,18 @@ def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Calla
     )
 
 
-def judged(
-    result: Result, which: str, test: Split, columns: dict[str, Callable | None], images, device, speed, say
-) -> Result:
-    """The result with the columns of a checkpoint that it lacked; written after each of them."""
+def judged(result: Result, which: str, test: Split, wanted: Wanted, device: str, say: Callable[[str], None]) -> Result:
+    """The result with the wanted columns of a checkpoint that it lacked; written after each of them."""
     config, model = result.config, None
-    for column, build in columns.items():
-        n = len(test) if column == "natural" else min(images or len(test), len(test))
+    for column, build in wanted.columns.items():
+        n = len(test) if column == "natural" else min(wanted.images or len(test), len(test))
         if result.holds(which, column, n):
             continue
-        started = time.perf_counter()
+        started, whose = time.perf_counter(), f"{config.title} seed {config.seed}, {which}: {column}"
+        progress(say)(f"{whose}, {n} images")
         model = model or load_model(config, which, device)
         x, y = test.x(slice(n)), test.y[:n]
-        how = dict(classes=DATASETS[config.dataset].classes, speed=speed)
+        how = dict(classes=DATASETS[config.dataset].classes, speed=wanted.speed)
         more = {}
         if column == "natural":
             flags = correct(model, x, y, **how)
@@ -224,11 +257,9 @@ def judged(
             before = result.flags(which, AFTER.get(column, "natural"))[:n]
             flags = withstood(model, x, y, build(), before, **how)
         seconds = round(time.perf_counter() - started, 2)
-        result = result.with_flags(which, column, flags, **more, seconds=seconds, **where(device, speed))
+        result = result.with_flags(which, column, flags, **more, seconds=seconds, **where(device, wanted.speed))
         results.write(RUNS / config.id / "result.json", result)
-        if not column.endswith("natural"):
-            stand = f"{flags.sum()} of {n} images stand, {seconds:.0f} s"
-            say(f"{config.title} seed {config.seed}, {which}: {column}, {stand}")
+        progress(say)(f"{whose}, {flags.sum()} of {n} images stand, {seconds:.0f} s")
     return result
 
 

@@ -1,48 +1,59 @@
 """Runs as tasks for workers anywhere: the state of each, how long it still takes, and how they are handed out."""
 
+import dataclasses
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import psutil
 import torch
 from submitit.helpers import DelayedSubmission
 
 from sglrlib import doors
+from sglrlib.checks import UsageError
 from sglrlib.config import RunConfig
+from sglrlib.method.data import DataError
 from sglrlib.paths import RUNS
-from sglrlib.store import log, results
+from sglrlib.store import lease, log, results
 from sglrlib.store.results import CHECKPOINTS
 from sglrlib.training import runs
+from sglrlib.training.train import run_data
 
 
 @dataclass(frozen=True)
 class Task:
     """One run and all that is wanted of it; called, it does that, on this machine or another one of the same store.
 
-    wanted: the calls it is made of. needs: ids of the runs that have to be there first. threads: torch's, 0 for as many
-    as it takes by itself. carried: what is registered where it was made, by doors.carried().
+    needs: ids of the runs that have to be there first. threads: torch's, 0 for as many as it takes by itself. parent:
+    the process of this machine with which the worker ends, 0 for none. carried: doors.carried() where it was made.
     """
 
     config: RunConfig
     wanted: tuple[runs.Wanted, ...]
     needs: frozenset[str] = frozenset()
     threads: int = 0
+    parent: int = 0
     carried: bytes = b""
 
     def __call__(self) -> str:
         """Do what is lacking; returns '', or how it failed with the end of the run's log."""
+        if self.parent:
+            threading.Thread(target=end_with, args=[self.parent], daemon=True).start()
         doors.take_over(self.carried)
         if self.threads:
             torch.set_num_threads(self.threads)
-        for config, job, how in self.wanted:
-            if runs.attempt(job, config, **how) is None:
-                return runs.failed(config) or f"failed: {config.id}"
+        said = []
+        for wanted in self.wanted:
+            if runs.attempt(wanted, said.append) is None:
+                return runs.failed(self.config) or said[-1]
         return ""
 
     def checkpoint(self) -> DelayedSubmission:
@@ -52,8 +63,31 @@ class Task:
     @property
     def lacking(self) -> list[str]:
         """What a call would have to do: 'training', and the columns that are missing; each once."""
-        found = [job(config, **how, by=runs.lacking) for config, job, how in self.wanted]
-        return list(dict.fromkeys(step for steps in found for step in steps))
+        return list(dict.fromkeys(step for wanted in self.wanted for step in wanted.lacking))
+
+
+def end_with(parent: int) -> None:
+    """Wait for the end of another process of this machine, then end this one; a run resumes from its last epoch."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(parent)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    os._exit(1)
+
+
+def tasks(wanted: Iterable[runs.Wanted], threads: int = 0, parent: int = 0) -> list[Task]:
+    """One task a run, each after those of the runs that it needs itself; threads and parent are passed to each."""
+    asked: dict[str, list[runs.Wanted]] = {}
+    for each in wanted:
+        for config in each.needs:
+            first = dataclasses.replace(each, config=config, columns=runs.attacked(config, ()))
+            asked.setdefault(config.id, []).append(first)
+        asked.setdefault(each.config.id, []).append(each)
+    carried = doors.carried()
+    return [
+        Task(those[0].config, tuple(those), frozenset(c.id for w in those for c in w.needs), threads, parent, carried)
+        for those in asked.values()
+    ]
 
 
 class State(NamedTuple):
@@ -96,7 +130,7 @@ def pace(task: Task, result: results.Result | None) -> float | None:
     """Seconds an epoch, from the run's log, or from a result that was trained on such a device as is used here."""
     if spent := log.epoch_seconds(RUNS / task.config.id):
         return fmean(spent.values())
-    here = runs.pick_device(task.wanted[0].how.get("device", "")) == "cpu"
+    here = runs.pick_device(task.wanted[0].device) == "cpu"
     if result and (result.provenance["device"] == "cpu") == here:
         return result.provenance["seconds"] / task.config.epochs
     return None
@@ -118,14 +152,27 @@ def whole_store() -> Iterator[tuple[str, str, int]]:
         yield folder.name, *in_store(folder)
 
 
-def send(those: list[Task], executor: Executor, *, at_once: int = 0, say: Callable[[str], None] = print) -> list[str]:
+def send(
+    those: list[Task], executor: Executor, *, at_once: int = 0, say: Callable[[str], None] = print
+) -> dict[str, str]:
     """Do the tasks on an executor: submitit's, or any with the interface of concurrent.futures.Executor.
 
     No more than at_once (0: all) are handed over at a time, and none before what it needs has ended. One that fails
-    stops no other. Returns how each of those that failed did, with the end of its log. If this process is stopped,
-    what it handed over goes on where the executor can, and another call does the rest.
+    stops no other. Returns id -> the end of its log, of those that failed. say is as in runs.obtain(). If this process
+    is stopped, what it handed over goes on where tasks have no parent, and another call does the rest. Raises
+    UsageError or DataError before any work where data are missing or too few, BrokenProcessPool where the executor is.
     """
-    waiting, running, failures, started = list(those), [], [], time.monotonic()
+    for config in {
+        (c.dataset, c.train_size, c.val_size, c.test_size): c for c in (task.config for task in those)
+    }.values():
+        run_data(config)
+    waiting, running, failures, started = list(those), [], {}, time.monotonic()
+    tell, told = log.progress(say), started
+
+    def how_far() -> str:
+        done = len(those) - len(waiting) - len(running)
+        return f"{done} of {len(those)} after {time.monotonic() - started:.0f} s"
+
     while waiting or running:
         unfinished = {task.config.id for task in [*waiting, *(task for task, _ in running)]}
         ready = [task for task in waiting if not task.needs & unfinished]
@@ -136,14 +183,25 @@ def send(those: list[Task], executor: Executor, *, at_once: int = 0, say: Callab
         running += handed
         for task, future in [pair for pair in running if pair[1].done()]:
             running.remove((task, future))
-            failure = outcome(task, future)
-            failures += [failure] if failure else []
-            ended = (
-                f"{len(those) - len(waiting) - len(running)} of {len(those)} after {time.monotonic() - started:.0f} s"
-            )
-            say(failure or f"{ended}: {task.config.title} seed {task.config.seed}")
+            if failure := outcome(task, future):
+                failures[task.config.id] = failure
+                say(failure)
+            else:
+                chance = ", at chance level" * results.stored(task.config).at_chance
+                tell(f"{how_far()}: {task.config.title} seed {task.config.seed}{chance}")
+        if tell is not say and running and time.monotonic() - told > 1:
+            told = time.monotonic()
+            tell(f"{how_far()}; at work: " + ", ".join(at_work(task.config) for task, _ in running))
         time.sleep(0.1)
     return failures
+
+
+def at_work(config: RunConfig) -> str:
+    """How far a run is that a worker was given, or which other process it waits for."""
+    folder = RUNS / config.id
+    other = lease.others(folder)
+    at = f"waiting for {other}, epoch" if other else "epoch"
+    return f"{config.title} seed {config.seed} {at} {log.last_epoch(folder)}/{config.epochs}"
 
 
 def outcome(task: Task, future) -> str:
@@ -151,5 +209,7 @@ def outcome(task: Task, future) -> str:
     error = future.exception()
     if error is None:
         return future.result()
+    if isinstance(error, (UsageError, DataError, BrokenProcessPool)):
+        raise error from None
     runs.note_failure(task.config, error)
     return runs.failed(task.config) or f"failed: {task.config.id}: {error}"

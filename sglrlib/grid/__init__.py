@@ -1,1 +1,0 @@
-"""Many runs, here or on a cluster. Imports show, whose notebooks name the runs."""

@@ -1,0 +1,40 @@
+"""Which runs a notebook needs: its cells are executed, and what they ask for is noted instead of computed."""
+
+import io
+import linecache
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from sglrlib.checks import one_of
+from sglrlib.show import notebook
+from sglrlib.training import jobs, runs
+from sglrlib.training.jobs import Task
+
+
+def tasks(path: str | Path, parameters: dict, threads: int = 0, parent: int = 0) -> list[Task]:
+    """A notebook's runs, its parameters changed as papermill changes them; see jobs.tasks().
+
+    Raises UsageError, before any work, for a missing notebook, an unknown parameter or a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        one_of("notebook", str(path), map(str, sorted(path.parent.glob("*.ipynb"))))
+    cells = parameterize_notebook(load_notebook_node(str(path)), parameters).cells
+    return jobs.tasks(asked_for(cells), threads, parent)
+
+
+def asked_for(cells: list) -> list[runs.Wanted]:
+    """What code cells ask notebook.gather() for, in that order; only those up to the last that asks are executed."""
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    asking = [i for i, source in enumerate(sources, 1) if re.search(r"notebook\.gather\(", source)]
+    with notebook.planning() as plan, redirect_stdout(io.StringIO()):
+        for source in sources[: max(asking, default=0)]:
+            plan.namespace["In"].append(source)
+            name = f"<cell {len(plan.namespace['In'])} of a notebook>"
+            linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # for doors.register()
+            exec(compile(source, name, "exec"), plan.namespace)
+    return plan.wanted
