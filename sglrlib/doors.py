@@ -12,6 +12,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
+from sglrlib import recipes
 from sglrlib.checks import UsageError, one_of
 from sglrlib.config import DEFAULTS, RunConfig, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
@@ -23,6 +24,7 @@ from sglrlib.method.methods import METHODS, Method
 from sglrlib.method.models import MODELS
 from sglrlib.recipes import METHOD_ROWS, RECIPES, ROWS, compose, row_recipe
 from sglrlib.source import CODE, fingerprint, is_own
+from sglrlib.training.train import run_data
 
 
 def register(kind: str, name: str, entry=None, *, recipe: dict | None = None):
@@ -61,6 +63,7 @@ def register(kind: str, name: str, entry=None, *, recipe: dict | None = None):
         raise UsageError(f"recipe belongs to a dataset, not to {kind} {name!r}.")
     try:
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             TRIALS[kind](entry, name)
     except UsageError as error:
         raise UsageError(f"{kind} {name!r}: {error}") from error
@@ -69,6 +72,12 @@ def register(kind: str, name: str, entry=None, *, recipe: dict | None = None):
     for changed in recipe or ():
         one_of("recipe", changed, DEFAULTS)
     enter(kind, name, entry, recipe, fingerprint(vars(entry) if kind == "dataset" else entry))
+    if kind == "dataset":
+        try:
+            run_data(recipes.recipe(name))
+        except UsageError as error:
+            del DATASETS[name], RECIPES[name], ENTRIES[kind, name], CODE[kind, name]
+            raise UsageError(f"the recipe of dataset {name!r}: {error}") from error
     return entry
 
 

@@ -154,6 +154,12 @@ def test_an_attack_is_judged_again_when_its_code_changes(small, store):
     assert again.accuracy("last", "fgsm") == again.accuracy("last", "natural") and again.curve == first.curve
 
 
+def stripes():
+    y = np.arange(120) % 3
+    images = np.repeat((y * 100).astype(np.uint8), 36).reshape(120, 1, 6, 6)
+    return (images[:90], y[:90]), (images[90:], y[90:])
+
+
 def test_a_method_a_network_a_dataset_a_noise_a_diagnostic_and_a_row_train(small, store):
     @register("method", "clean_half")
     @dataclass(frozen=True)
@@ -172,11 +178,6 @@ def test_a_method_a_network_a_dataset_a_noise_a_diagnostic_and_a_row_train(small
     @register("diagnostics", "weight_norm")
     def weight_norm(snapshot):
         return dict(weight_norm=sum(p.square().sum().item() for p in snapshot.model.parameters()))
-
-    def stripes():
-        y = np.arange(120) % 3
-        images = np.repeat((y * 100).astype(np.uint8), 36).reshape(120, 1, 6, 6)
-        return (images[:90], y[:90]), (images[90:], y[90:])
 
     register("noise", "black", black)
     own = dict(epochs=2, val_size=20, batch_size=10, arch="mlp", eps_255=4, step_255=2.0, attack_steps=2)
@@ -279,6 +280,17 @@ def test_what_does_not_do_what_its_kind_must_is_refused(kind, name, entry, said)
     with pytest.raises(UsageError, match=said):
         register(kind, name, entry)
     assert {kind: dict(known) for kind, known in doors.KNOWN.items()} == before and not CODE
+
+
+def test_a_dataset_whose_recipe_cannot_be_is_refused_and_forgotten():
+    data = Dataset(stripes, 3, (1, 6, 6), (0.4,), (0.3,))
+    for own, said in (
+        (dict(val_size=10**6), "train_size . val_size = 1000000"),
+        (dict(val_size=5, lr=-1.0), "lr = -1.0"),
+    ):
+        with pytest.raises(UsageError, match=f"the recipe of dataset 'stripes': {said} is out of range"):
+            register("dataset", "stripes", data, recipe=own)
+        assert not CODE and not doors.ENTRIES and "stripes" not in doors.DATASETS
 
 
 def test_a_rule_registered_in_a_notebook_trains_in_two_workers_of_either_kind(tmp_path):

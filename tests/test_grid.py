@@ -345,7 +345,7 @@ def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
 
 def test_a_notebook_from_elsewhere_is_executed_only_if_it_is_trusted(tmp_path, capsys):
     path = tmp_path / "theirs.ipynb"
-    cell = new_code_cell(f"open({str(tmp_path / 'done')!r}, 'w')\nnotebook.gather({{}})")
+    cell = new_code_cell(f"import os; os.mkdir({str(tmp_path / 'done')!r})\nnotebook.gather({{}})")
     nbformat.write(new_notebook(cells=[cell], metadata=nbformat.read(TABLES, 4).metadata), path)
     assert main(["list", str(path)]) == 2 and "lies outside of" in capsys.readouterr().err
     assert not (tmp_path / "done").exists()

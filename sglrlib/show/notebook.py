@@ -123,7 +123,7 @@ def gather(
     """Label -> the results of its configurations, judged under attacks, or with the columns that columns(config) gives.
 
     They are run, or only shown where own.train is False, and published where own.publish says so. images as of
-    runs.Wanted. A line shows how far they are. Several runs to train share the cores of a CPU, one on each. What is
+    runs.Wanted. A line shows how far they are. Several runs share the cores of a CPU, one on each. What is
     missing is left out and named, and so is a run that fails, with the end of its log; it stops no other. Raises
     RuntimeError where all failed.
     """
@@ -134,7 +134,7 @@ def gather(
         _plan.wanted += wanted.values()
         return {}
     say, found = Line(), {}
-    failed = side_by_side([each for each in wanted.values() if "training" in each.lacking], say) if own.train else {}
+    failed = side_by_side([each for each in wanted.values() if each.lacking], say) if own.train else {}
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:

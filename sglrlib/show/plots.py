@@ -79,9 +79,10 @@ def colour_of(label: str, among: Iterable[str] = ()) -> tuple:
         shades = [method, *shades] if method in among else shades
         return sns.blend_palette([COLOURS[method], "black"], len(shades) + 1)[shades.index(label)]
     others = [other for other in among if other.split(",")[0] not in COLOURS] or [label]
-    if len({other.split(" = ")[0] for other in others}) == 1:
+    if all(" = " in other for other in others) and len({other.split(" = ")[0] for other in others}) == 1:
         return sns.color_palette("viridis", len(others) + 1)[others.index(label)]  # without its pale end
-    free = [colour for colour in [*_PALETTE, (0, 0, 0)] if colour not in [COLOURS.get(other) for other in among]]
+    taken = [COLOURS.get(other) for other in among]
+    free = [colour for colour in [*_PALETTE[2:], *_PALETTE[:2], (0, 0, 0)] if colour not in taken]  # green comes first
     return free[others.index(label) % len(free)]
 
 
