@@ -109,8 +109,8 @@ def information_in_weights(
     samples the size n of the training set. The paper: n / T * sum_t (Delta . g_t)^2, a Gaussian whose covariance is
     the inverse Fisher information's. Its code (RyanWangZf/PAC-Bayes-IB pib_utils.py): sum_l (Delta_l . sum_t g_t,l
     / (n / B))^2 over the tensors l named 'weight', B the batch size: gradients are averaged before they are squared,
-    so it falls towards zero where the loss converges. It always takes 10 batches; here all that are given count, and the
-    second number grows with the square of their images: compare it only between runs of the same size and batches.
+    so it falls towards zero where the loss converges. That code always takes 10 batches; here the caller chooses, and
+    the second number grows with the square of the images in them: compare it only where batches are alike.
     """
     within("number of batches", len(batches), 1)
     before = dict(reference.named_parameters())
