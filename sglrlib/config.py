@@ -184,11 +184,7 @@ class RunConfig:
         return math.ceil(round(fraction * self.epochs, 6))
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 1.
-
-        Cosine is taken at (epoch - 1) / epochs, so that the first epoch has the full rate; the release is one epoch
-        ahead.
-        """
+        """Learning rate of an epoch counted from 1. Cosine starts at the full rate; the release is one epoch ahead."""
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
         return self.lr * 0.1 ** sum(epoch >= drop for drop in self.drop_epochs)

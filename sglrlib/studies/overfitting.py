@@ -16,15 +16,14 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
 
     The second IIW is named with the number of batches that it is summed over: its scale depends on it.
     """
-    first = next(iter(runs.values()))[0]
-    config = first.config
-    images = min(n for n in (first.sizes["train"], config.train_eval_size, config.attacked_size) if n)
+    run = next(iter(runs.values()))[0]
+    images = min(n for n in (run.sizes["train"], run.config.train_eval_size, run.config.attacked_size) if n)
     columns = {
         "gap": lambda row: row["train_robust"] - row["test_robust"],
         "norm, hard": lambda row: row["batch_gradient_norm_hard"],
         "norm, own": lambda row: row["batch_gradient_norm_own"],
         "IIW, paper": lambda row: row["iiw_paper"],
-        f"IIW, code x 1e3, {math.ceil(images / config.batch_size)} batches": lambda row: 1000 * row["iiw_code"],
+        f"IIW, code x 1e3, {math.ceil(images / run.config.batch_size)} batches": lambda row: 1000 * row["iiw_code"],
     }
     rows = []
     for label, those in runs.items():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sglrlib.config import RunConfig
@@ -70,7 +69,7 @@ def train(
 
 def by_size(batches: Iterable[Sequence[Tensor]], model: nn.Module) -> Iterator[Tensor]:
     """The images of batches for update_bn(), which alone would count a smaller last batch as much as a whole one."""
-    norms, seen = [module for module in model.modules() if isinstance(module, BatchNorm)], 0
+    norms, seen = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)], 0
     for x, *_ in batches:
         seen += len(x)
         for norm in norms:
