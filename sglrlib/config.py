@@ -43,7 +43,7 @@ class RunConfig:
     step_255: float = 2.0
     attack_steps: int = 10
     attack_mode: str = "eval"  # of the network under the training attack
-    precision: str = "fp32"  # bf16: of the training attack; amp: of the update as well (autocast)
+    precision: str = "fp32"  # bf16: of the training attack and TE's predictions; amp: of the update too (autocast)
 
     method: str = "pgd_at"
     method_options: dict = field(default_factory=dict)
@@ -184,7 +184,7 @@ class RunConfig:
         return math.ceil(round(fraction * self.epochs, 6))
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 1."""
+        """Learning rate of an epoch counted from 1. Cosine starts at the full rate; the release is one epoch ahead."""
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
         return self.lr * 0.1 ** sum(epoch >= drop for drop in self.drop_epochs)

@@ -65,7 +65,8 @@ def recorded(dataset: str, scale: str = "") -> dict:
 SWEPT = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=2000)
 
 # The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
-# TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories.
+# TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories. All else is
+# the recipe's, so the KD rows are attacked in eval mode and share its drops (theirs: train mode, epochs 50 and 150).
 METHOD_ROWS: dict[str, dict] = {
     "PGD-AT": dict(),
     "AWP": dict(awp=0.01),

@@ -133,8 +133,13 @@ def test_calibration_by_hand_on_a_dozen_samples_some_of_them_on_an_edge():
     assert calibration_error(CONFIDENCE, RIGHT, bins=5, power=2) == pytest.approx(root)
     for found, by_hand in zip(reliability(CONFIDENCE, RIGHT, bins=5), zip(*BINS, strict=True), strict=True):
         assert found.tolist() == pytest.approx(by_hand)
-    edges = torch.arange(1, 16, dtype=torch.float64) / 15
-    assert reliability(edges, edges > 0.5)[0].tolist() == [1] * 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bins", [5, 10, 15])
+def test_what_lies_on_an_edge_is_of_the_bin_below_it_in_any_precision(dtype, bins):
+    edges = (torch.arange(1, bins + 1, dtype=torch.float64) / bins).to(dtype)
+    assert reliability(edges, edges > 0.5, bins=bins)[0].tolist() == [1] * bins
 
 
 def test_the_gaps_sign_says_over_or_under_confident():

@@ -26,7 +26,7 @@ from sglrlib.training.runs import Wanted, load_model, run, transferred, with_con
 from sglrlib.training.train import run_data
 
 SILENT = dict(say=lambda line: None)
-REDUCED = dict(apgd_ce=10, apgd_t=5, fab_t=5, square=100)
+REDUCED = dict(apgd_ce=20, apgd_t=15, fab_t=5, square=100)  # with fewer steps APGD never comes to use its rho
 # SGLR_FULL=1: the standard's own iterations, on 500 images; what was found is recorded in data/results/checks.
 FULL = bool(os.environ.get("SGLR_FULL"))
 ITERATIONS, IMAGES, BATCH = (
@@ -56,10 +56,10 @@ def reduced(eps, part, **named):
     return Part(eps, part, REDUCED[part], **named)
 
 
-def reference(model, x, y, eps, upto):
-    """Flags of pyautoattack's own cascade of the first upto parts, called directly on the plain model."""
+def reference(model, x, y, eps, parts):
+    """Images and flags of pyautoattack's own cascade of some of its parts, called directly on the plain model."""
     attack = AutoAttack(model, norm="Linf", eps=eps, seed=0, device="cpu", version="standard")
-    attack.attacks_to_run = attack.attacks_to_run[:upto]
+    attack.attacks_to_run = attack.attacks_to_run[parts]
     common = dict(n_restarts=1, eps=eps, norm="Linf", seed=0, device="cpu")
     attack.apgd.__init__(model, n_iter=ITERATIONS["apgd_ce"], **common)  # which derives its schedule from n_iter
     attack.apgd_targeted.__init__(model, n_iter=ITERATIONS["apgd_t"], **common)
@@ -68,23 +68,39 @@ def reference(model, x, y, eps, upto):
         warnings.simplefilter("ignore")
         x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=BATCH)
     with torch.no_grad():
-        return model(x_adv).argmax(1) == y
+        return x_adv, model(x_adv).argmax(1) == y
 
 
 @pytest.mark.parametrize("eps_255", [20, 30])
 @pytest.mark.parametrize("net", [0, 1], ids=["cnn8", "wrn10_1"])
-def test_flags_after_each_part_equal_those_of_pyautoattack(trained, monkeypatch, eps_255, net):
+def test_flags_after_each_part_and_images_equal_those_of_pyautoattack(trained, monkeypatch, eps_255, net):
     nets, x, y = trained
     monkeypatch.setattr(Part, "batch_size", BATCH)
-    flags, counts = correct(nets[net], x, y), []
+    flags, counts, images = correct(nets[net], x, y), [], x.clone()
     natural = int(flags.sum())
     for upto, (part, iterations) in enumerate(ITERATIONS.items(), start=1):
-        flags = withstood(nets[net], x, y, Part(eps_255 / 255, part, iterations), flags)
-        assert torch.equal(flags, reference(nets[net], x, y, eps_255 / 255, upto)), part
+        attack = Part(eps_255 / 255, part, iterations)
+        images[flags] = outputs(nets[net], x[flags], y[flags], attack, speed="plain")[0]
+        flags = withstood(nets[net], x, y, attack, flags)
+        their_images, their_flags = reference(nets[net], x, y, eps_255 / 255, slice(upto))
+        assert torch.equal(flags, their_flags) and torch.equal(images, their_images), part
         counts.append(int(flags.sum()))
     assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < natural
     if FULL:
         record(["cnn8", "wrn10_1"][net], eps_255, natural, dict(zip(ITERATIONS, counts, strict=True)))
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("net", [0, 1], ids=["cnn8", "wrn10_1"])
+def test_each_part_alone_finds_the_images_of_pyautoattack(trained, monkeypatch, net, part):
+    """In the cascade the later parts are left with what hardly breaks."""
+    nets, x, y = trained
+    monkeypatch.setattr(Part, "batch_size", BATCH)
+    right, place = correct(nets[net], x, y), list(PARTS).index(part)
+    images, logits = outputs(nets[net], x[right], y[right], Part(30 / 255, part, ITERATIONS[part]), speed="plain")
+    their_images, their_flags = reference(nets[net], x, y, 30 / 255, slice(place, place + 1))
+    assert torch.equal(images, their_images[right])
+    assert torch.equal(logits.argmax(1) == y[right], their_flags[right]) and 0 < their_flags.sum() < right.sum()
 
 
 def record(net, eps_255, natural, standing):

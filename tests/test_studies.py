@@ -70,6 +70,7 @@ def test_the_claims_on_the_two_schedules():
     assert answers == ["true", "true", "false", "cannot be told from this run", "true"]
     table = phases.table({"a": [result(rough)], "b": [result(smooth, seed=3)]})
     assert list(table.growth) == ["10 epochs", "4 epochs"] and list(table.seed) == [0, 3]
+    assert list(table["trace at start"]) == ["10.0 ± 0.1", "16.0 ± 0.1"]
 
 
 def test_calibration_is_judged_from_the_kept_probabilities():
@@ -127,6 +128,9 @@ def test_overfitting_claims_compare_the_rules_that_are_there():
     assert ": false (" in overfitting.rival_claims(others)
     table = overfitting.table({"PGD-AT": hard})
     assert list(table["gap"]) == ["10.00 -> 10.00"] and list(table["IIW, paper"]) == ["0.00 -> 19.00"]
+    for changes, batches in ((dict(), 2), (dict(attacked_size=30), 1), (dict(train_eval_size=2000), 20)):
+        table = overfitting.table({"PGD-AT": [result(grown, **changes)]})  # 1,000 images in batches of 50
+        assert list(table[f"IIW, code x 1e3, {batches} batches"]) == ["1000.00 -> 1000.00"]
 
 
 def test_separability_is_a_number(store, small):
@@ -190,6 +194,18 @@ def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
     labels = ["PGD-AT", "PGD-AT, cosine", "PGD-AT, other", "eps = 2/255", "eps = 4/255"]
     assert len({plots.colour_of(label, labels) for label in labels}) == len(labels)
     assert plots.colour_of("PGD-AT", ["TRADES", "PGD-AT"]) == plots.COLOURS["PGD-AT"]
+
+
+@pytest.mark.parametrize(("errors", "said"), [([0.5] * 20, "trace, ± s.e."), (None, "trace")])
+def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
+    columns = dict(hessian_trace=[3.0] * 20) | (dict(hessian_trace_error=errors) if errors else {})
+    figure = plots.over_epochs(
+        {"PGD-AT": [result(rows([1] * 20, **columns))]}, dict(trace=dict(hessian_trace="-")), dict(trace="-")
+    )
+    (axis,) = figure.axes
+    assert axis.get_ylabel() == said
+    heights = [set(band.get_paths()[0].vertices[:, 1]) for band in axis.collections]
+    assert heights == ([{2.5, 3.5}] if errors else [])
 
 
 def test_what_is_recorded_is_in_the_curve(store, small):

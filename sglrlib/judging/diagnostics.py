@@ -47,7 +47,8 @@ def reliability(confidence: Tensor, right: Tensor, *, bins: int = 15) -> tuple[T
         raise UsageError(f"{shapes}: expected one number a sample, (N,) and (N,), N > 0.")
     within("confidence", confidence.min().item(), 0, 1)
     within("confidence", confidence.max().item(), 0, 1)
-    place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
+    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
+    place = torch.bucketize(confidence, edges.to(confidence.dtype))
     empty = torch.zeros(bins, dtype=torch.float64, device=place.device)
     count, total, hits = (
         empty.index_add(0, place, values.double()) for values in (torch.ones_like(confidence), confidence, right)
@@ -108,7 +109,8 @@ def information_in_weights(
     samples the size n of the training set. The paper: n / T * sum_t (Delta . g_t)^2, a Gaussian whose covariance is
     the inverse Fisher information's. Its code (RyanWangZf/PAC-Bayes-IB pib_utils.py): sum_l (Delta_l . sum_t g_t,l
     / (n / B))^2 over the tensors l named 'weight', B the batch size: gradients are averaged before they are squared,
-    so it falls towards zero where the loss converges.
+    so it falls towards zero where the loss converges. That code always takes 10 batches; here the caller chooses, and
+    the second number grows with the square of the images in them: compare it only where batches are alike.
     """
     within("number of batches", len(batches), 1)
     before = dict(reference.named_parameters())

@@ -103,7 +103,8 @@ class Distillation(Method):
 
     Follows VITA-Group/Alleviate-Robust-Overfitting utils.py: cross-entropy, not KL; the teachers see x' in eval mode
     and are the best checkpoints of their runs (best natural, best robust accuracy). That repository attacks in train
-    mode (attack_mode) and drops the learning rate at 50 and 150 of 200 epochs. The student's seed is the teachers'.
+    mode and drops the learning rate at 50 and 150 of 200 epochs; the rows KD-AT and KD-SWA keep eval mode and the drops
+    of all other rows (attack_mode, lr_drops). The student's seed is the teachers'.
     """
 
     title = "KD-AT"

@@ -44,18 +44,21 @@ def grid(rows: int, columns: int, height: float = 2.9, **how) -> tuple[Figure, n
 def lines(axis, results: dict[str, list[Result]], styles: dict[str, str], *, best: str = "") -> None:
     """Columns of the curve over epochs: one colour a label of results, styles: column -> matplotlib's line style.
 
-    results: label -> its runs, one a seed; several are drawn as their mean with a band from lowest to highest. On
-    columns whose name starts with best a dot marks the first seed's best epoch.
+    results: label -> its runs, one a seed; several are drawn as their mean with a band from lowest to highest, to which
+    a column's standard error is added where the curve has it, as column_error. On columns whose name starts with best a
+    dot marks the first seed's best epoch.
     """
     for label, runs in results.items():
         colour = colour_of(label, results)
         for column, style in styles.items():
             epochs = [row["epoch"] for row in runs[0].curve]
             values = np.array([[value(row, column) for row in run.curve] for run in runs])
+            errors = np.array([[row.get(f"{column}_error", 0) for row in run.curve] for run in runs])
             mean = values.mean(0)
             axis.plot(epochs, mean, style, color=colour, lw=1.2)
-            if len(runs) > 1:
-                axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+            if len(runs) > 1 or errors.any():
+                low, high = (values - errors).min(0), (values + errors).max(0)
+                axis.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
             if best and column.startswith(best):
                 epoch = runs[0].best_epoch
                 axis.plot(epoch, mean[epoch - 1], "o", color=colour, mec="white", ms=6, zorder=5)
@@ -121,7 +124,8 @@ def over_epochs(
         mark_phases(
             axis, max(for_phases, key=lambda config: (len(config.drop_epochs), "refine_start" in config.as_dict()))
         )
-        axis.set_ylabel(title)
+        known = next(iter(results.values()))[0].curve[0]
+        axis.set_ylabel(f"{title}, ± s.e." if any(f"{column}_error" in known for column in columns) else title)
         if title in log:
             axis.set_yscale("log")
     for axis in axes.flat[len(panels) :]:

@@ -1,5 +1,6 @@
 """The slides' figures on robust overfitting, label rules and information in the weights: their table and claims."""
 
+import math
 import statistics
 
 import pandas as pd
@@ -11,13 +12,18 @@ from sglrlib.studies.phases import stages
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """For each method at the best and the last epoch: generalisation gap, gradient norms and both IIW."""
+    """For each method at the best and the last epoch: generalisation gap, gradient norms and both IIW.
+
+    The second IIW is named with the number of batches that it is summed over: its scale depends on it.
+    """
+    run = next(iter(runs.values()))[0]
+    images = min(n for n in (run.sizes["train"], run.config.train_eval_size, run.config.attacked_size) if n)
     columns = {
         "gap": lambda row: row["train_robust"] - row["test_robust"],
         "norm, hard": lambda row: row["batch_gradient_norm_hard"],
         "norm, own": lambda row: row["batch_gradient_norm_own"],
         "IIW, paper": lambda row: row["iiw_paper"],
-        "IIW, code x 1e3": lambda row: 1000 * row["iiw_code"],
+        f"IIW, code x 1e3, {math.ceil(images / run.config.batch_size)} batches": lambda row: 1000 * row["iiw_code"],
     }
     rows = []
     for label, those in runs.items():

@@ -39,7 +39,7 @@ def roughness(run: Result, column: str = "test_robust") -> list[float]:
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """Durations of the two stages; gradient norm and trace of the Hessian where growth starts and at the end."""
+    """Durations of the two stages; gradient norm and Hessian's trace ± its standard error at growth's start and end."""
     rows = []
     for label, those in runs.items():
         for run in those:
@@ -47,8 +47,10 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
             at = {"start": run.curve[-growth] if growth else None, "end": run.curve[-1]}
             row = dict(run=label, seed=run.config.seed, stationary=f"{stationary} epochs", growth=f"{growth} epochs")
             for when, epoch in at.items():
-                for name, column in (("norm", "batch_gradient_norm_hard"), ("trace", "hessian_trace")):
-                    row[f"{name} at {when}"] = f"{epoch[column]:.2f}" if epoch else "–"
+                shown = dict(
+                    norm="{batch_gradient_norm_hard:.2f}", trace="{hessian_trace:.1f} ± {hessian_trace_error:.1f}"
+                )
+                row |= {f"{name} at {when}": text.format(**epoch) if epoch else "–" for name, text in shown.items()}
             rows.append(row)
     return pd.DataFrame(rows)
 

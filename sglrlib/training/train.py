@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,11 +60,21 @@ def train(
         if config.averages_at(epoch):
             judged = parts["averaged"].module
             parts["averaged"].update_parameters(step.model)
-            update_bn(batches(), judged)  # re-estimated, on clean images
+            update_bn(by_size(batches(), judged), judged)  # re-estimated, on clean images
         views = look(config, judged, data, speed)
         curve.append(row | accuracies(views) | record(judged, views, step.clean_pass))
         checkpoint.save_epoch(folder, parts, judged, curve, best_epoch(curve, config))
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
+
+
+def by_size(batches: Iterable[Sequence[Tensor]], model: nn.Module) -> Iterator[Tensor]:
+    """The images of batches for update_bn(), which alone would count a smaller last batch as much as a whole one."""
+    norms, seen = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)], 0
+    for x, *_ in batches:
+        seen += len(x)
+        for norm in norms:
+            norm.momentum = len(x) / seen  # so that the running statistics stay a mean over all images seen
+        yield x
 
 
 def run_data(config: RunConfig) -> Data:
