@@ -115,7 +115,7 @@ def parameters(asked: argparse.Namespace) -> dict:
     return asked.y | {name: literal(text) for name, text in asked.p}
 
 
-def literal(text: str):
+def literal(text: str) -> object:
     """The Python literal that a text is, as papermill reads numbers and True, else the text itself."""
     try:
         return ast.literal_eval(text)

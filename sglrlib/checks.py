@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 # Other common names, which no spelling would lead from to ours.
 SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "model": "arch", "epsilon": "eps_255", "num_epochs": "epochs"}
@@ -11,7 +12,7 @@ class UsageError(ValueError):
     """A name or value that cannot be right, found before any work has started."""
 
 
-def one_of(what: str, value, known: Iterable[str]) -> None:
+def one_of(what: str, value: object, known: Iterable[str]) -> None:
     """Raise UsageError unless value is among the known names; suggests the nearest."""
     known = list(known)
     if value not in known:
@@ -38,7 +39,7 @@ def number(what: str, text: str) -> float:
         raise UsageError(f"{what} = {text!r}: expected a number, such as 0.5.") from None
 
 
-def same_type(what: str, value, example):
+def same_type(what: str, value: Any, example: Any) -> Any:
     """Return value with the type of example (an int passes for a float), or raise UsageError.
 
     papermill hands over 'true' as text and lists as text; both are refused here with the spelling that works.

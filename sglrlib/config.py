@@ -4,7 +4,9 @@ import hashlib
 import inspect
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.judging.diagnostics import DIAGNOSTICS
 from sglrlib.method.attacks import PGD
 from sglrlib.method.data import AUGMENTS, DATASETS, NOISES
-from sglrlib.method.labels import LABELS
+from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS
 from sglrlib.method.models import parse_arch
 from sglrlib.source import CODE
@@ -139,11 +141,11 @@ class RunConfig:
         values = asdict(self)
         return values.pop("method_options") | values.pop("label_options") | values
 
-    def but(self, **changes) -> "RunConfig":
+    def but(self, **changes: Any) -> "RunConfig":
         """This configuration with some fields or options changed; the options of a rule or method no longer used go."""
         return make_config(**(self.flat() | changes))
 
-    def label_rule(self, y: torch.Tensor, classes: int):
+    def label_rule(self, y: torch.Tensor, classes: int) -> Hard:
         """The label rule for training labels y (n,)."""
         return LABELS[self.labels](y, classes, **self.label_options)
 
@@ -205,13 +207,13 @@ RANGES = dict(
 )  # fmt: skip
 
 
-def options(entry) -> dict:
+def options(entry: Callable) -> dict[str, Any]:
     """The options of a label rule or method and their defaults: the keyword arguments it is built with."""
     parameters = inspect.signature(entry).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def make_config(**values) -> RunConfig:
+def make_config(**values: Any) -> RunConfig:
     """A RunConfig from flat names: its fields, and the options of the label rule and method that it names.
 
     Options of rules and methods that are not chosen are ignored, so one set of values serves a whole comparison.
@@ -224,7 +226,7 @@ def make_config(**values) -> RunConfig:
     for name in values:
         one_of("parameter", name, DEFAULTS)
 
-    def chosen(entry):
+    def chosen(entry: Callable) -> dict[str, Any]:
         defaults = options(entry)
         return {name: same_type(name, values[name], defaults[name]) for name in defaults.keys() & values.keys()}
 

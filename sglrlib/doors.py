@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import cloudpickle
 import torch
@@ -27,7 +28,7 @@ from sglrlib.source import CODE, fingerprint, is_own
 from sglrlib.training.train import run_data
 
 
-def register(kind: str, name: str, entry=None, *, recipe: dict | None = None):
+def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = None) -> Any:
     """Make an entry of one's own known by a name; without entry it is a decorator. Returns the entry.
 
     From then on parameters, recipes, tables, error messages and workers know it. It is tried on a few random images
@@ -88,7 +89,7 @@ KNOWN = dict(
 )  # fmt: skip
 
 
-def enter(kind: str, name: str, entry, recipe: dict | None, code: str) -> None:
+def enter(kind: str, name: str, entry: Any, recipe: dict | None, code: str) -> None:
     """Put an entry where its kind is looked up, untried."""
     ENTRIES[kind, name], CODE[kind, name] = (entry, recipe, code), code
     if kind == "attack":
@@ -243,7 +244,7 @@ def tiny() -> tuple[nn.Module, Tensor, Tensor]:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), x, y
 
 
-def subclass(entry, wanted: type) -> None:
+def subclass(entry: object, wanted: type) -> None:
     if not (isinstance(entry, type) and issubclass(entry, wanted)):
         raise UsageError(f"expected a subclass of {wanted.__module__}.{wanted.__qualname__}, not {entry!r}.")
 
@@ -269,7 +270,7 @@ def check_options(entry: Callable, first: list[str]) -> None:
             raise UsageError(f"option {name!r} has another meaning already: choose another name.")
 
 
-def same(given, wanted: Tensor, what: str) -> None:
+def same(given: object, wanted: Tensor, what: str) -> None:
     """Raise UsageError unless a tensor has the wanted one's shape and dtype, no gradient, and is finite."""
     if not isinstance(given, Tensor):
         raise UsageError(f"{what} returns {type(given).__name__}: expected a tensor {tuple(wanted.shape)}.")
@@ -283,7 +284,7 @@ def same(given, wanted: Tensor, what: str) -> None:
         raise UsageError(f"{what} returns NaN or infinity: expected finite numbers.")
 
 
-def scalar_with_gradient(loss, *inputs: Tensor) -> None:
+def scalar_with_gradient(loss: object, *inputs: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
         shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise UsageError(f"the loss is {shown}: expected one number, the batch's mean, with gradient.")

@@ -1,11 +1,13 @@
 """Which runs are made: RECIPES, one row per dataset and scale, and ROWS, those of the paper's tables."""
 
+from typing import Any
+
 from sglrlib.checks import one_of
 from sglrlib.config import DEFAULTS, RunConfig, make_config
 from sglrlib.method.labels import LABELS, VARIANTS
 
 
-def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+def recipe(dataset: str = "digits", scale: str = "", variant: str = "release", **changes: Any) -> RunConfig:
     """The configuration of a dataset at a scale ('' = the dataset's first in RECIPES), some values changed.
 
     variant is a reading of self-guided refinement, a name of VARIANTS. Raises UsageError as RunConfig does.
@@ -92,7 +94,9 @@ PAPER_ROWS = tuple(row for row in (
 ) if row in ROWS)  # fmt: skip
 
 
-def row_recipe(row: str, dataset: str = "digits", scale: str = "", variant: str = "release", **changes) -> RunConfig:
+def row_recipe(
+    row: str, dataset: str = "digits", scale: str = "", variant: str = "release", **changes: Any
+) -> RunConfig:
     """recipe() for a name of ROWS, such as 'PGD-AT+SGLR'; what a row is made of changes only the rows made of it.
 
     So awp = 0.02 changes AWP and leaves PGD-AT as it is. Raises UsageError for an unknown row, suggesting the nearest.

@@ -10,7 +10,8 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,7 +26,7 @@ MANY = (list, tuple, set, frozenset, dict)
 WRAPPED = (MethodType, classmethod, staticmethod)
 
 
-def fingerprint(entry) -> str:
+def fingerprint(entry: object) -> str:
     """Ten hex digits that change with the source of entry, a function, a class or an object made of those.
 
     With it go the base classes, functions, classes, modules and constants that it names, as far as they are neither of
@@ -35,7 +36,7 @@ def fingerprint(entry) -> str:
     return hashlib.sha256(described(entry, set()).encode()).hexdigest()[:10]
 
 
-def described(value, seen: set[int]) -> str:
+def described(value: Any, seen: set[int]) -> str:
     """The text of a value and of all that it names; what was seen already is only named."""
     if isinstance(value, PLAIN):
         return repr(value)
@@ -69,7 +70,7 @@ def described(value, seen: set[int]) -> str:
     return described([type(value), vars(value)], seen)  # an object of one's own class
 
 
-def is_own(value) -> bool:
+def is_own(value: object) -> bool:
     """Whether something is neither of this library nor of Python's or an installed package, by its module."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
     name = name or type(value).__module__
@@ -80,13 +81,13 @@ def is_own(value) -> bool:
     return not foreign and file.endswith(".py") and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
-def written(part) -> bool:
+def written(part: Any) -> bool:
     """Whether a class's function stands in a file or cell, not made by a decorator such as dataclass."""
     function = inspect.unwrap(getattr(part, "__func__", getattr(part, "fget", part)))
     return bool(linecache.getlines(function.__code__.co_filename))
 
 
-def filled(cell) -> bool:
+def filled(cell: CellType) -> bool:
     try:
         return cell.cell_contents is not None
     except ValueError:  # nothing in it yet

@@ -122,7 +122,7 @@ def test_the_notebook_without_planted_errors_and_without_weights(tmp_path):
     text = papermill("-p", "folds", "2", "-p", "noise_rate", "0.0")
     assert "60 training images, 0 with a planted wrong label; 2 folds" in text
     assert text.count(": cannot be told, none is planted (n = 60 training images, one seed)") == 2
-    assert len(list((tmp_path / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
+    assert len(list((tmp_path / "runs" / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
     text = papermill("-p", "folds", "3", "-p", "noise_rate", "0.0", "-p", "train", "False")
     assert text.count("\ndigits-standard-hard-s0-") == 3 and "missing: digits-standard-hard-s0" in text
     assert "0 rankings" in text and "No claim can be judged" in text

@@ -16,8 +16,9 @@ class InvalidExample(RuntimeError):
 
 
 def correct(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None, speed="fast"
-) -> Tensor:
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None,
+    speed: str = "fast",
+) -> Tensor:  # fmt: skip
     """Whether each image is classified as its label, (N,) bool on the CPU; attacked first where attack is given.
 
     Arguments, and what is raised, as of outputs(). Only an example that the model itself misclassifies counts. Raises
@@ -33,8 +34,9 @@ def correct(
 
 @torch.no_grad()
 def outputs(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None, speed="fast"
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None,
+    speed: str = "fast",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The images, attacked where attack is given, and the model's logits (N, K) on them.
 
     x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy (the model itself with speed
@@ -59,20 +61,23 @@ def outputs(
     return torch.cat(shown), torch.cat(logits)
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, **settings) -> float:
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, speed: str = "fast") -> float:
     """The share of correct() images, in percent."""
-    return 100 * correct(model, x, y, attack, **settings).double().mean().item()
+    return 100 * correct(model, x, y, attack, speed=speed).double().mean().item()
 
 
-def withstood(model: nn.Module, x: Tensor, y: Tensor, attack: Callable, before: Tensor, **settings) -> Tensor:
-    """Those of the images flagged in before (N,) that an attack leaves correct, (N,) bool; settings as of correct().
+def withstood(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable, before: Tensor, *, classes: int | None = None,
+    speed: str = "fast",
+) -> Tensor:  # fmt: skip
+    """Those of the images flagged in before (N,) that an attack leaves correct, (N,) bool; arguments as of outputs().
 
     Only the flagged ones are attacked: a cascade calls this part by part, as AutoAttack does.
     """
     standing = before.nonzero().flatten()
     flags = torch.zeros(len(y), dtype=torch.bool)
     if len(standing):
-        logits = outputs(model, x[standing], y[standing], attack, **settings)[1]
+        logits = outputs(model, x[standing], y[standing], attack, classes=classes, speed=speed)[1]
         flags[standing] = (logits.argmax(1) == y[standing]).cpu()
     return flags
 

@@ -39,7 +39,7 @@ class Part:
         within("eps", self.eps, 0, 1)
         within("iterations", self.iterations, 0)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator=None) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Adversarial images for x (N, C, H, W) in [0, 1] and labels y (N,), or x itself where none was found.
 
         The model must be in eval mode. Raises UsageError where it has too few classes.

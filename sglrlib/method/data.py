@@ -19,6 +19,8 @@ from torchvision.datasets.utils import check_integrity
 from sglrlib.checks import one_of, within
 from sglrlib.paths import DATA
 
+Spoilt = tuple[Tensor, Tensor]  # images and labels
+Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (images, y) of train and test
 SPLIT_SEED = 0  # which images are train, validation and test never depends on a run's seed
 
 
@@ -44,7 +46,7 @@ class Split:
         """The first n images (all if n is 0)."""
         return self[: n or None]
 
-    def to(self, device) -> "Split":
+    def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.y.to(device), self.y_clean.to(device))
 
     def x(self, index: slice | Tensor = slice(None)) -> Tensor:
@@ -71,13 +73,14 @@ class Data:
     val: Split
     test: Split
 
-    def to(self, device) -> "Data":
+    def to(self, device: torch.device | str) -> "Data":
         return Data(self.train.to(device), self.val.to(device), self.test.to(device))
 
 
 def load_data(
-    dataset: str, *, train_size=0, val_size=0, test_size=0, noise="symmetric", noise_rate=0.0, seed=0, folds=0, fold=0
-) -> Data:
+    dataset: str, *, train_size: int = 0, val_size: int = 0, test_size: int = 0, noise: str = "symmetric",
+    noise_rate: float = 0.0, seed: int = 0, folds: int = 0, fold: int = 0,
+) -> Data:  # fmt: skip
     """Load a dataset of DATASETS, carve the validation split, plant noise in the rest; on the CPU.
 
     Sizes are numbers of images; a train_size or test_size of 0 means all there are, a val_size of 0 no validation.
@@ -130,35 +133,35 @@ def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: i
     return Split(images, y, split.y_clean)
 
 
-def symmetric(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def symmetric(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Labels drawn from all K classes, the true one included, as released: rate * (K-1)/K of all end up wrong."""
     return images, torch.randint(dataset.classes, y.shape, generator=generator)
 
 
-def symmetric_wrong(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def symmetric_wrong(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Labels drawn from the K-1 wrong classes, as in Theorem 2."""
     return images, (y + torch.randint(1, dataset.classes, y.shape, generator=generator)) % dataset.classes
 
 
-def class_dependent(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def class_dependent(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """The one class that the dataset names as the true one's confusion."""
     return images, torch.tensor(dataset.confusions or [(k + 1) % dataset.classes for k in range(dataset.classes)])[y]
 
 
-def gaussian(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def gaussian(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Images of Gaussian noise with the dataset's mean and std of each channel; labels kept (Zhang et al. 2017)."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
     drawn = torch.randn(images.shape, generator=generator) * std + mean
     return (drawn * 255).clamp(0, 255).to(torch.uint8), y
 
 
-def random_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def random_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Each image's pixels in an order of its own, all channels alike; labels kept (Zhang et al. 2017)."""
     order = torch.rand(len(images), 1, images.shape[2:].numel(), generator=generator).argsort(2)
     return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), y
 
 
-def shuffled_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator):
+def shuffled_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """All images' pixels in one random order; labels kept (Zhang et al. 2017)."""
     order = torch.randperm(images.shape[2:].numel(), generator=generator)
     return images.flatten(2)[:, :, order].view_as(images), y
@@ -205,7 +208,7 @@ AUGMENTS: dict[str, Callable] = {
 # Where images come from: each loader returns (train images, y), (test images, y) as NumPy arrays.
 
 
-def digits():
+def digits() -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8x8, rescaled from 0..16 to 0..255; 797 train, 1,000 test."""
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
@@ -214,7 +217,7 @@ def digits():
     return (images[train], y[train]), (images[test], y[test])
 
 
-def cifar(source: type[torchvision.datasets.CIFAR10]):
+def cifar(source: type[torchvision.datasets.CIFAR10]) -> Arrays:
     """CIFAR-10 or CIFAR-100 below DATA in torchvision's own layout, downloaded whole or not at all."""
     if not (DATA / source.base_folder).exists():
         download(source)

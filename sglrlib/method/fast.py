@@ -92,7 +92,7 @@ class Itself:
         return self.model
 
 
-def attack_target(model: nn.Module, speed: str, precision: str = "fp32"):
+def attack_target(model: nn.Module, speed: str, precision: str = "fp32") -> "AttackCopy | Itself":
     """What an attack on model runs on; call its refresh() after each update of the model.
 
     speed 'plain' is the model itself (in fp32), 'fast' an AttackCopy, 'compile' one behind torch.compile. With any
@@ -107,7 +107,7 @@ def attack_target(model: nn.Module, speed: str, precision: str = "fp32"):
     return copy_
 
 
-def captured(step) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def captured(step: Callable) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A step.Step on a CUDA device, called as it is, but replayed from a CUDA graph: one launch instead of thousands.
 
     For each of the step's modes and batch sizes, so also for the smaller last batch, the first WARM_UP calls are

@@ -1,6 +1,7 @@
 """Networks for 32x32 (and 8x8) images: input in [0, 1] as (N, C, H, W), output raw logits (N, K)."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,7 +13,9 @@ from torchvision.models import resnet
 from sglrlib.checks import one_of
 
 
-def build_model(arch: str, classes: int, shape: tuple[int, int, int], *, normalise=None, seed: int = 0) -> nn.Module:
+def build_model(
+    arch: str, classes: int, shape: tuple[int, int, int], *, normalise: tuple | None = None, seed: int = 0
+) -> nn.Module:
     """A freshly initialised network; the same seed gives the same weights and touches no other random stream.
 
     arch is a name of MODELS; 'cnn16', 'bn_cnn16' and 'wrn34_10' stand for any width, and any depth and width.
@@ -26,7 +29,7 @@ def build_model(arch: str, classes: int, shape: tuple[int, int, int], *, normali
     return model if normalise is None else nn.Sequential(Normalise(*normalise), model)
 
 
-def parse_arch(arch: str):
+def parse_arch(arch: str) -> tuple[Callable, list[int]]:
     """The builder and the sizes that an architecture's name stands for, e.g. 'wrn28_4' -> (wide_resnet, [28, 4])."""
     if arch in MODELS:
         return MODELS[arch]

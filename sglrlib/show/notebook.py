@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import joblib
 from IPython import get_ipython
@@ -61,12 +62,12 @@ def read(namespace: dict, cells: Iterable[str], mine: Iterable[str] = ()) -> tup
     return SimpleNamespace(**(COMMON | {name: given[name] for name in own})), changes
 
 
-def as_tuple(value):
+def as_tuple(value: Any) -> Any:
     """A list as a tuple, anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def is_left_to_recipe(value) -> bool:
+def is_left_to_recipe(value: object) -> bool:
     """Whether a value stands for the recipe's own: '', [] or (), 0 as a whole number, -1."""
     return value in ("", (), -1) or (type(value) is int and value == 0)
 
@@ -139,6 +140,8 @@ def gather(
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:
             found[name] = result
+            if result.at_chance:
+                say(runs.at_chance(each.config))
             if own.publish:
                 results.publish(result)
         elif not own.train:
@@ -221,7 +224,7 @@ def describe_results(found: dict[str, list[Result]], wanted: int) -> str:
     return "\n".join(lines)
 
 
-def figure_name(stem: str, configs: list[RunConfig], rows: Iterable[str], scale: str, **own) -> str:
+def figure_name(stem: str, configs: list[RunConfig], rows: Iterable[str], scale: str, **own: Any) -> str:
     """stem_dataset_scale where configs are those rows as the recipe, with a notebook's own changes, has them; else the
     last one's hash is added.
     """

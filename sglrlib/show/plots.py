@@ -31,7 +31,7 @@ OTHER = _PALETTE[7]  # a method that is in none of the paper's tables
 MARKERS = dict(zip(COLOURS, "osD^vPXp*h", strict=True))  # for those who cannot tell the colours apart
 
 
-def grid(rows: int, columns: int, height: float = 2.9, **how) -> tuple[Figure, np.ndarray]:
+def grid(rows: int, columns: int, height: float = 2.9, **how: object) -> tuple[Figure, np.ndarray]:
     """A figure of a page's width and its axes (rows, columns); how is passed to plt.subplots()."""
     sns.set_theme("paper", "ticks", "colorblind")
     size = (7.0, height)

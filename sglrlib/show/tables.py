@@ -76,7 +76,7 @@ def paper_gaps() -> pd.DataFrame:
     return (wide["pgd_20"] - wide["autoattack"]).round(1).reset_index().rename_axis(columns=None)
 
 
-def is_slip(row: str, column: str, **place) -> bool:
+def is_slip(row: str, column: str, **place: str) -> bool:
     """Whether the Diff that paper_value() finds is one of slips()."""
     shown = [paper_value(row, column, checkpoint, **place) for checkpoint in ("best", "final", "diff")]
     return None not in shown and abs(shown[0] - shown[1] - shown[2]) > ROUNDING

@@ -53,7 +53,7 @@ def save(path: Path, values: dict) -> None:
     write(path, content + hashlib.sha256(content).digest())
 
 
-def load(path: Path, device="cpu") -> dict:
+def load(path: Path, device: str = "cpu") -> dict:
     """What save() wrote, without executing anything in it.
 
     Raises Damaged where it is not there or not that any more, StoreError where a newer version of this library wrote
@@ -96,7 +96,7 @@ def save_epoch(folder: Path, parts: dict, judged: nn.Module, curve: list[dict], 
         old.unlink()
 
 
-def restore(folder: Path, parts: dict, device="cpu", say: Callable[[str], None] = print) -> list[dict]:
+def restore(folder: Path, parts: dict, device: str = "cpu", say: Callable[[str], None] = print) -> list[dict]:
     """Put the state of the last epoch saved into parts and return the curve; [] where nothing is saved.
 
     Where last.pt is damaged, or a kill left none, previous.pt is taken. Raises Damaged where both are there and neither

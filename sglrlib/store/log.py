@@ -40,7 +40,7 @@ def progress(say: Callable[[str], None]) -> Callable[[str], None]:
     return getattr(say, "update", say)
 
 
-def note(folder: Path, **values) -> None:
+def note(folder: Path, **values: object) -> None:
     """Add a line to a run's log. The line break comes first, so that a line cut off by a kill spoils itself alone."""
     with open(folder / LOG, "a") as file:
         file.write("\n" + json.dumps(values))

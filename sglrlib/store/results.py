@@ -85,7 +85,7 @@ class Result:
         """Best minus last checkpoint, in points: the Diff of the paper's tables."""
         return self.accuracy("best", column) - self.accuracy("last", column)
 
-    def with_flags(self, which: str, column: str, flags: Tensor, **how) -> "Result":
+    def with_flags(self, which: str, column: str, flags: Tensor, **how: object) -> "Result":
         """This result with one more column; how: device, versions, seconds."""
         code = {name: text for name, text in (("code", code_of(column)),) if text}
         entry = dict(flags=pack(flags), **code, **how)
@@ -104,7 +104,9 @@ def paired(ones: list[Result], others: list[Result]) -> list[tuple[Result, Resul
     return [(run, by_seed[run.config.seed]) for run in ones if run.config.seed in by_seed]
 
 
-def stored(config: RunConfig, columns: Sequence[str] = (), images: int = 0, *, committed=False) -> Result | None:
+def stored(
+    config: RunConfig, columns: Sequence[str] = (), images: int = 0, *, committed: bool = False
+) -> Result | None:
     """The result of a configuration from this machine's runs, else None; with committed, the committed ones count too.
 
     Where both are there, this machine's is taken if it has all the columns, or the committed one does not.

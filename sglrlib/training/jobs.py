@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -204,7 +204,7 @@ def at_work(config: RunConfig) -> str:
     return f"{config.title} seed {config.seed} {at} {log.last_epoch(folder)}/{config.epochs}"
 
 
-def outcome(task: Task, future) -> str:
+def outcome(task: Task, future: Future) -> str:
     """What a task returned; where its worker died instead, that is written into the run's log."""
     error = future.exception()
     if error is None:

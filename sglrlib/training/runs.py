@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
@@ -173,18 +174,9 @@ def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
     say is called with what a person should know; its method update, if it has one, with what only the next such line
     replaces.
     """
-    if wanted.train_missing and wanted.lacking:
-        result = completed(wanted, say)
-    else:
-        result = stored(wanted.config, list(wanted.columns), wanted.images, committed=not wanted.train_missing)
-    if result and result.at_chance:
-        say(f"at chance level: {wanted.config.title} seed {wanted.config.seed}, so nothing can be concluded from it")
-    return result
-
-
-def completed(wanted: Wanted, say: Callable[[str], None]) -> Result:
-    """The result of a run that lacks something; other processes are kept out of it meanwhile."""
     config, device = wanted.config, pick_device(wanted.device)
+    if not wanted.train_missing or not wanted.lacking:
+        return stored(config, list(wanted.columns), wanted.images, committed=not wanted.train_missing)
     for needed in wanted.needs:
         run(needed, (), device=device, speed=wanted.speed, say=say)
     folder = RUNS / config.id
@@ -197,7 +189,13 @@ def completed(wanted: Wanted, say: Callable[[str], None]) -> Result:
         test = run_data(config).test.to(device)
         for which in CHECKPOINTS:
             result = judged(result, which, test, wanted, device, say)
+    if result.at_chance:
+        progress(say)(at_chance(config))
     return result
+
+
+def at_chance(config: RunConfig) -> str:
+    return f"at chance level: {config.title} seed {config.seed}, so nothing can be concluded from it"
 
 
 @contextmanager
@@ -263,7 +261,9 @@ def judged(result: Result, which: str, test: Split, wanted: Wanted, device: str,
     return result
 
 
-def confidence(model: nn.Module, x, y, attack: Callable | None, **how) -> tuple[torch.Tensor, dict[str, str]]:
+def confidence(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None, **how: Any
+) -> tuple[torch.Tensor, dict[str, str]]:
     """Flags as of correct(), and the packed probabilities that Result.confidence() unpacks."""
     probabilities = outputs(model, x, y, attack, **how)[1].double().softmax(1)
     highest, predicted = probabilities.max(1)
@@ -271,7 +271,7 @@ def confidence(model: nn.Module, x, y, attack: Callable | None, **how) -> tuple[
     return (predicted == y).cpu(), dict(highest=pack_shares(highest.cpu()), labelled=pack_shares(labelled.cpu()))
 
 
-def suspected(config: RunConfig, which: str = "best", *, images=200, device="") -> list[Check]:
+def suspected(config: RunConfig, which: str = "best", *, images: int = 200, device: str = "") -> list[Check]:
     """The five checks of sanity.suspect() on a finished run's network, with the first of its test images."""
     device = pick_device(device)
     test = run_data(config).test.first(images).to(device)
@@ -283,7 +283,7 @@ def holds(config: RunConfig) -> bool:
     return (RUNS / config.id / "last.pt").exists()
 
 
-def load_model(config: RunConfig, which: str = "best", device="cpu") -> nn.Module:
+def load_model(config: RunConfig, which: str = "best", device: str = "cpu") -> nn.Module:
     """A finished run's network in eval mode: images (N, C, H, W) in [0, 1] in, logits (N, K) out.
 
     which is 'best' or 'last'. Raises UsageError where this machine holds no such checkpoint.

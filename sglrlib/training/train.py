@@ -24,7 +24,7 @@ class Diverged(RuntimeError):
 
 
 def train(
-    config: RunConfig, folder: Path, *, teachers: Sequence[nn.Module] = (), device="cpu", speed="fast",
+    config: RunConfig, folder: Path, *, teachers: Sequence[nn.Module] = (), device: str = "cpu", speed: str = "fast",
     report: Callable[[dict], None] = print, say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Train a run to its last epoch, from the checkpoint in folder on if there is one.
@@ -85,7 +85,7 @@ def run_data(config: RunConfig) -> Data:
     )  # fmt: skip
 
 
-def first_step(config: RunConfig, y: Tensor, *, speed="fast", teachers: Sequence[nn.Module] = ()) -> Step:
+def first_step(config: RunConfig, y: Tensor, *, speed: str = "fast", teachers: Sequence[nn.Module] = ()) -> Step:
     """The run's step with its initial weights, on the device of its training labels y (n,)."""
     layout = torch.contiguous_format if speed == "plain" else torch.channels_last
     model = run_model(config).to(y.device, memory_format=layout)
