@@ -12,7 +12,7 @@ demo: setup
 	@mkdir -p runs
 	$(BIN)/papermill --no-progress-bar --log-output notebooks/01_train_sglr.ipynb $(DEMO)
 	@echo "Executed notebook: $(DEMO)"
-	@echo "Figure:            figures/01_train_sglr_digits_mini.png"
+	@echo "Figure:            runs/figures/01_train_sglr_digits_mini.png"
 
 # Notebooks are tested with runs and figures of their own, so that nothing is loaded that should be computed. One process
 # a core, of one thread each: where there are more, they wait for each other, and are slower by a factor of ten.
