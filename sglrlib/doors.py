@@ -19,13 +19,12 @@ from sglrlib.config import DEFAULTS, RunConfig, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import verify
 from sglrlib.method.attacks import ATTACKS, EXAMPLES, OBJECTIVES, Own
-from sglrlib.method.data import DATASETS, NOISES, Dataset
+from sglrlib.method.data import DATASETS, NOISES, Dataset, load_data
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS, Method
 from sglrlib.method.models import MODELS
 from sglrlib.recipes import METHOD_ROWS, RECIPES, ROWS, compose, row_recipe
 from sglrlib.source import CODE, fingerprint, is_own
-from sglrlib.training.train import run_data
 
 
 def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = None) -> Any:
@@ -75,7 +74,8 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
     enter(kind, name, entry, recipe, fingerprint(vars(entry) if kind == "dataset" else entry))
     if kind == "dataset":
         try:
-            run_data(recipes.recipe(name))
+            c = recipes.recipe(name)
+            load_data(name, train_size=c.train_size, val_size=c.val_size, test_size=c.test_size)
         except UsageError as error:
             del DATASETS[name], RECIPES[name], ENTRIES[kind, name], CODE[kind, name]
             raise UsageError(f"the recipe of dataset {name!r}: {error}") from error
