@@ -179,6 +179,7 @@ def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
         return stored(config, list(wanted.columns), wanted.images, committed=not wanted.train_missing)
     for needed in wanted.needs:
         run(needed, (), device=device, speed=wanted.speed, say=say)
+    test = run_data(config).test.to(device)
     folder = RUNS / config.id
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, say), few_threads(config, device):
@@ -186,7 +187,6 @@ def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
         note(folder, started=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), host=platform.node())
         result = stored(config) or trained(config, folder, device, wanted.speed, say)
         results.write(folder / "result.json", result)
-        test = run_data(config).test.to(device)
         for which in CHECKPOINTS:
             result = judged(result, which, test, wanted, device, say)
     if result.at_chance:
