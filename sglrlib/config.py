@@ -202,7 +202,7 @@ RANGES = dict(
     eps_255=(0, 255), step_255=(0, 255), attack_steps=(0, 1000), eval_steps=(0, 1000), refine_start=(0, 1),
     awp=(0, 1), awp_start=(0, 1), swa_start=(0, 1),
     epochs=(1, 100_000), batch_size=(1, 100_000), lr=(1e-8, 100), momentum=(0, 1), weight_decay=(0, 1),
-    train_eval_size=(1, math.inf), attacked_size=(0, math.inf), folds=(0, math.inf), fold=(0, math.inf),
+    train_eval_size=(1, math.inf), attacked_size=(0, math.inf), folds=(0, 100), fold=(0, 100),
     seed=(0, 2**31 - 1),
 )  # fmt: skip
 

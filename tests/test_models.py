@@ -52,7 +52,14 @@ def test_normalisation_is_inside_the_model():
 
 
 @pytest.mark.parametrize(
-    ("arch", "near"), [("resnet19", "resnet18"), ("WRN34-10", "wrn34_10"), ("wrn33_10", "wrn34_10"), ("cnn0", "cnn16")]
+    ("arch", "near"),
+    [
+        ("resnet19", "resnet18"),
+        ("WRN34-10", "wrn34_10"),
+        ("wrn33_10", "wrn34_10"),
+        ("cnn0", "cnn16"),
+        ("cnn99999", "cnn16"),
+    ],
 )
 def test_unknown_architectures_suggest_the_nearest(arch, near):
     with pytest.raises(UsageError, match=f"Did you mean '{near}'"):

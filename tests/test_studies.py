@@ -233,3 +233,9 @@ def test_figures_are_kept_only_if_they_are_published(tmp_path, monkeypatch):
         "runs/figures/a.pdf",
         "figures/a.pdf",
     }
+
+
+def test_lists_of_names_have_a_bound():
+    assert notebook.names_in("a, b,") == ["a", "b"]
+    with pytest.raises(UsageError, match="how many names = 1001 is out of range"):
+        notebook.names_in("a," * 1001)

@@ -92,6 +92,7 @@ def seeds_of(own: SimpleNamespace) -> range:
 def names_in(text: str) -> list[str]:
     """The names in a parameter such as 'PGD-AT, AWP', none in ''. Raises UsageError for a text of commas or blanks."""
     names = [name.strip() for name in text.split(",") if name.strip()]
+    within("how many names", len(names), 0, 1000)
     if text and not names:
         raise UsageError(f"{text!r} names nothing: expected one or more names, such as 'PGD-AT, AWP'.")
     return names

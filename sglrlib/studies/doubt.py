@@ -62,7 +62,7 @@ def fold_runs(config: RunConfig, folds: int) -> list[RunConfig]:
 
     Which labels are wrong is the same in all of them. Raises UsageError for fewer than two folds.
     """
-    within("folds", folds, 2, config.train_size or math.inf)
+    within("folds", folds, 2, min(100, config.train_size or 100))
     light = dict(diagnostics=(), attacked_size=10, eval_steps=1, train_eval_size=100)  # their curves are not used
     plain = config.but(method="standard", labels="hard", awp=0.0, swa_start=1.0, **light)
     return [plain.but(folds=folds, fold=fold) for fold in range(folds)]
