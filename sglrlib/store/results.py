@@ -58,7 +58,7 @@ class Result:
         return unpack(self.evaluations[which][column]["flags"])
 
     def confidence(self, which: str, attack: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What runs.confidences() found on n test images, natural or under an attack: the highest probability of each,
+        """What runs.with_confidence() asks for, of n test images, natural or under an attack: the highest probability of each,
         the probability of its label, both (n,) float64, and whether the two are one, (n,) bool.
         """
         entry = self.evaluations[which][f"confidence {attack}"]
