@@ -58,8 +58,8 @@ class Result:
         return unpack(self.evaluations[which][column]["flags"])
 
     def confidence(self, which: str, attack: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What runs.with_confidence() asks for, of n test images, natural or under an attack: the highest probability of each,
-        the probability of its label, both (n,) float64, and whether the two are one, (n,) bool.
+        """Of n test images, natural or under an attack: the highest probability of each and the probability of its
+        label, both (n,) float64, and whether the two are one, (n,) bool; there if runs.with_confidence() asked for them.
         """
         entry = self.evaluations[which][f"confidence {attack}"]
         return unpack_shares(entry["highest"]), unpack_shares(entry["labelled"]), unpack(entry["flags"])

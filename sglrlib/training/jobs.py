@@ -162,10 +162,7 @@ def send(
     is stopped, what it handed over goes on where tasks have no parent, and another call does the rest. Raises
     UsageError or DataError before any work where data are missing or too few, BrokenProcessPool where the executor is.
     """
-    for config in {
-        (c.dataset, c.train_size, c.val_size, c.test_size): c for c in (task.config for task in those)
-    }.values():
-        run_data(config)
+    check_data(task.config for task in those)
     waiting, running, failures, started = list(those), [], {}, time.monotonic()
     tell, told = log.progress(say), started
 
@@ -194,6 +191,13 @@ def send(
             tell(f"{how_far()}; at work: " + ", ".join(at_work(task.config) for task, _ in running))
         time.sleep(0.1)
     return failures
+
+
+def check_data(configs: Iterable[RunConfig]) -> None:
+    """Load each dataset in the sizes that are asked for. Raises DataError or UsageError where that cannot be."""
+    sizes = {(c.dataset, c.train_size, c.val_size, c.test_size): c for c in configs}
+    for config in sizes.values():
+        run_data(config)
 
 
 def at_work(config: RunConfig) -> str:
