@@ -1,6 +1,10 @@
+import signal
+import time
+
 import pytest
 import torch
 
+from sglrlib import __main__, paths
 from sglrlib.grid import jobs
 from sglrlib.recipes import recipe
 from sglrlib.show import tables
@@ -19,11 +23,40 @@ def small():
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """An empty store of runs and committed results, below a temporary folder."""
-    for module in (results, runs, tables, jobs):
+    """An empty store of runs, figures and committed results, below a temporary folder; for child processes too."""
+    for module in (results, runs, tables, jobs, __main__):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SGLR_OUT", str(tmp_path))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # runs in this process, not beside it
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def an_end():
+    """Ten minutes, far more than any test takes on a busy machine, end one that hangs."""
+
+    def stop(*_):
+        raise TimeoutError("this test hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def wait_for():
+    """Wait until something is so; what it waits for may not be the end of a process, if one is given."""
+
+    def wait(condition, process=None):
+        while not condition():
+            assert process is None or process.poll() is None, f"{process.args} ended with {process.returncode}"
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture
