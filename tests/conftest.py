@@ -1,8 +1,10 @@
 import signal
 import time
 
+import joblib
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from sglrlib import __main__, paths
 from sglrlib.grid import jobs
@@ -57,6 +59,14 @@ def wait_for():
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    """joblib has two processes, and they end with the test: to another one they would bring this one's store."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    yield
+    get_reusable_executor().shutdown(kill_workers=True)
 
 
 @pytest.fixture
