@@ -1,8 +1,17 @@
+import signal
+import time
+
+import joblib
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
-from sglrlib.recipes import recipe
+from sglrlib import __main__, doors, paths
+from sglrlib.config import DEFAULTS
+from sglrlib.method.attacks import EXAMPLES
+from sglrlib.recipes import METHOD_ROWS, RECIPES, recipe
 from sglrlib.show import tables
+from sglrlib.source import CODE
 from sglrlib.store import results
 from sglrlib.training import jobs, runs
 
@@ -18,11 +27,61 @@ def small():
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """An empty store of runs and committed results, below a temporary folder."""
-    for module in (results, runs, tables, jobs):
+    """An empty store of runs, figures and committed results, below a temporary folder; for child processes too."""
+    for module in (results, runs, tables, jobs, __main__, paths):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "OUT", tmp_path)
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SGLR_OUT", str(tmp_path))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # runs in this process, not beside it
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    """Whatever a test registers is forgotten after it."""
+    registries = [*doors.KNOWN.values(), doors.ENTRIES, CODE, DEFAULTS, METHOD_ROWS, RECIPES]
+    before, examples = [dict(registry) for registry in registries], list(EXAMPLES)
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+    EXAMPLES[:] = examples
+
+
+@pytest.fixture(autouse=True)
+def an_end():
+    """Ten minutes, far more than any test takes on a busy machine, end one that hangs."""
+
+    def stop(*_):
+        raise TimeoutError("this test hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def wait_for():
+    """Wait until something is so; what it waits for may not be the end of a process, if one is given."""
+
+    def wait(condition, process=None):
+        while not condition():
+            assert process is None or process.poll() is None, f"{process.args} ended with {process.returncode}"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    """joblib has two processes, and they end with the test: to another one they would bring this one's store."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    yield
+    get_reusable_executor().shutdown(kill_workers=True)
 
 
 @pytest.fixture

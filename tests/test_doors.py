@@ -1,9 +1,6 @@
 """What is registered from outside is known everywhere, is part of a run's identity, and refused where it is wrong."""
 
 import linecache
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import nbformat
@@ -12,17 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nbformat.v4 import new_code_cell, new_notebook
+from shell import execute
 from torch import nn
 
 from sglrlib import doors, recipe, register, run
+from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
-from sglrlib.config import DEFAULTS, make_config
-from sglrlib.method.attacks import EXAMPLES, chain
+from sglrlib.config import make_config
+from sglrlib.method.attacks import chain
 from sglrlib.method.data import Dataset, load_data
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import PGDAT, Method
-from sglrlib.paths import ROOT
-from sglrlib.recipes import METHOD_ROWS, RECIPES, ROWS, row_recipe
+from sglrlib.recipes import ROWS, row_recipe
 from sglrlib.source import CODE, fingerprint
 from sglrlib.store.results import stored
 
@@ -47,18 +45,6 @@ class Boot(Hard):
     def target(self, index, adv, clean):
         return mixed(self.hard(index), adv.detach().softmax(1), self.flip)
 """
-
-
-@pytest.fixture(autouse=True)
-def tidy():
-    """Whatever a test registers is forgotten after it."""
-    tables = [*doors.KNOWN.values(), doors.ENTRIES, CODE, DEFAULTS, METHOD_ROWS, RECIPES]
-    before, examples = [dict(table) for table in tables], list(EXAMPLES)
-    yield
-    for table, kept in zip(tables, before, strict=True):
-        table.clear()
-        table.update(kept)
-    EXAMPLES[:] = examples
 
 
 def cell(source: str) -> dict:
@@ -293,7 +279,7 @@ def test_a_dataset_whose_recipe_cannot_be_is_refused_and_forgotten():
         assert not CODE and not doors.ENTRIES and "stripes" not in doors.DATASETS
 
 
-def test_a_rule_registered_in_a_notebook_trains_in_two_workers_of_either_kind(tmp_path):
+def test_a_rule_registered_in_a_notebook_trains_in_workers_of_either_kind(store, two_workers):
     """The notebook's own workers, by joblib, and those of the command line, by submitit, do the same runs."""
     ask = """
 own, changes = notebook.parameters()
@@ -308,18 +294,15 @@ print(*[(run.config.id, run.accuracy("last", "pgd_5")) for run in runs.get("PGD-
     imports = "from sglrlib.recipes import recipe\nfrom sglrlib.show import notebook"
     made = new_notebook(cells=[parameters, *map(new_code_cell, (RULE, imports, ask))])
     made.metadata.kernelspec = dict(name="python3", display_name="Python 3", language="python")
-    path = tmp_path / "mine.ipynb"
+    path = store / "mine.ipynb"
     nbformat.write(made, path)
+    said = execute(path)
+    assert "2 of 2 after" in said
+    (store / "runs").rename(store / "joblib")
+    assert main(["run", str(path), "-p", "seeds", "1", "--trust"]) == 0
     found = {}
-    for way, command in {
-        "joblib": ["papermill", "--no-progress-bar", str(path), str(tmp_path / "out.ipynb")],
-        "submitit": ["sglrlib", "run", str(path), "--workers", "2", "--trust"],
-    }.items():
-        environment = os.environ | dict(SGLR_OUT=str(tmp_path / way), LOKY_MAX_CPU_COUNT="2", PYTHONPATH=str(ROOT))
-        done = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr + done.stdout
-        files = sorted((tmp_path / way / "runs").glob("*/result.json"))
+    for way in ("joblib", "runs"):
+        files = sorted((store / way).glob("*/result.json"))
         found[way] = {file.parent.name: (file.parent / "curve.csv").read_text() for file in files}
-    assert found["joblib"] == found["submitit"] and len(found["joblib"]) == 2
-    said = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs
-    assert "2 of 2 after" in str(said)
+    assert len(found["joblib"]) == 2 and len(found["runs"]) == 1
+    assert found["runs"].items() <= found["joblib"].items()

@@ -1,16 +1,12 @@
 """The rankings of training labels: on tables made by hand, on small runs, and through the notebook."""
 
-import os
-import subprocess
-import sys
-
-import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from shell import execute
 
 from sglrlib.checks import UsageError
-from sglrlib.paths import DATA, ROOT
+from sglrlib.paths import ROOT
 from sglrlib.store.checkpoint import Damaged
 from sglrlib.studies.doubt import (
     Ranking,
@@ -105,24 +101,14 @@ def test_what_cannot_be_is_refused(small, store):
         left_out(fold_runs(small(), 2))
 
 
-def test_the_notebook_without_planted_errors_and_without_weights(tmp_path):
-    def papermill(*arguments):
-        """The exit code, and all that the notebook printed."""
-        sizes = ["-p", "epochs", "1", "-p", "train_size", "60", "-p", "val_size", "20", "-p", "test_size", "20"]
-        notebook = ROOT / "notebooks" / "10_mislabelled.ipynb"
-        command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), "out.ipynb", *sizes]
-        environment = os.environ | dict(SGLR_OUT=str(tmp_path), SGLR_DATA=str(DATA), OMP_NUM_THREADS="1")
-        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-        assert not [output for output in outputs if output.get("name") == "stderr"]
-        return "".join(output.get("text", "") for output in outputs)
-
-    text = papermill("-p", "folds", "2", "-p", "noise_rate", "0.0")
+def test_the_notebook_without_planted_errors_and_without_weights(store, capsys):
+    notebook = ROOT / "notebooks" / "10_mislabelled.ipynb"
+    tiny = dict(epochs=1, train_size=60, val_size=20, test_size=20, noise_rate=0.0)
+    text = execute(notebook, **tiny, folds=2)
     assert "60 training images, 0 with a planted wrong label; 2 folds" in text
     assert text.count(": cannot be told, none is planted (n = 60 training images, one seed)") == 2
-    assert len(list((tmp_path / "runs" / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
-    text = papermill("-p", "folds", "3", "-p", "noise_rate", "0.0", "-p", "train", "False")
+    assert len(list((store / "runs" / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
+    text = execute(notebook, **tiny, folds=3, train=False)
     assert text.count("\ndigits-standard-hard-s0-") == 3 and "missing: digits-standard-hard-s0" in text
     assert "0 rankings" in text and "No claim can be judged" in text
+    assert capsys.readouterr().err == ""

@@ -246,6 +246,15 @@ def test_the_benchmark_runs_to_its_end_and_its_bars_are_judged(tmp_path, monkeyp
     monkeypatch.setattr(speed, "AUTOATTACK", dict(apgd_ce=50, apgd_t=50, fab_t=50, square=100))
     monkeypatch.setattr(speed, "environments", lambda *arguments: [])
     monkeypatch.setattr(speed, "peaks", lambda *arguments: [])
+    cascades, timed = speed.cascades, clocks.clock("cpu", 1)
+
+    def smaller(task, images, share, epochs, *how):  # few epochs leave no doubt about few images
+        return cascades(task, min(images, 40), share, min(epochs, 2), *how)
+
+    monkeypatch.setattr(speed, "cascades", smaller)
+    monkeypatch.setattr(
+        speed, "in_turn", lambda calls, *how, **more: {name: [timed(call)] for name, call in calls.items()}
+    )
     with pytest.MonkeyPatch.context() as threads:
         threads.setattr(torch, "set_num_threads", lambda n: None)
         speed.main()

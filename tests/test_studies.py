@@ -222,14 +222,11 @@ def test_publishing_keeps_the_columns_that_are_committed_already(store):
     assert kept.accuracy("last", "pgd_20") == 60 and kept.has("confidence natural")
 
 
-def test_figures_are_kept_only_if_they_are_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots.paths, "OUT", tmp_path)
-    monkeypatch.setattr(plots.paths, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(plots.paths, "FIGURES", tmp_path / "figures")
+def test_figures_are_kept_only_if_they_are_published(store):
     figure, _ = plots.grid(1, 1, 2.0)
-    assert plots.save(figure, "a") == "runs/figures/a.png" and not (tmp_path / "figures").exists()
+    assert plots.save(figure, "a") == "runs/figures/a.png" and not (store / "figures").exists()
     assert plots.save(figure, "a", publish=True) == "figures/a.png"
-    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("a.pdf")} == {
+    assert {p.relative_to(store).as_posix() for p in store.rglob("a.pdf")} == {
         "runs/figures/a.pdf",
         "figures/a.pdf",
     }

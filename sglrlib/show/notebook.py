@@ -182,7 +182,7 @@ class Line:
         print(text, flush=True)
 
     def update(self, text: str) -> None:
-        if get_ipython() is None:
+        if not hasattr(get_ipython(), "kernel"):
             self(text)
         elif self.shown is None:
             self.shown = display(Pretty(text), display_id=True)

@@ -161,7 +161,7 @@ def calibration(results: dict[str, list[Result]], attacks: Iterable[str], which:
             count, confidence, accuracy = reliability(highest, right)
             colour, marker = colour_of(label, results), MARKERS.get(label, "h")
             top.plot(confidence[count > 0], accuracy[count > 0], f"-{marker}", color=colour, ms=3.5, lw=1)
-            bottom.hist(labelled, 20, (0, 1), density=True, histtype="step", color=colour, lw=1.3)
+            bottom.hist(labelled, 20, range=(0, 1), density=True, histtype="step", color=colour, lw=1.3)
         title = "no attack" if attack == "natural" else column_title(attack)
         top.set(title=f"{title}, n = {len(right)}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         bottom.set_yscale("log")

@@ -28,7 +28,7 @@ def attacked(
     for i, column in enumerate(axes.T):
         given, true = names[y[i]], names[y_true[i]]
         show(column[0], x[i])
-        signed = column[1].imshow(255 * (x_adv - x)[i].mean(0), cmap="RdBu_r", vmin=-eps, vmax=eps)
+        signed = column[1].imshow(255 * (x_adv - x)[i].mean(0).numpy(), cmap="RdBu_r", vmin=-eps, vmax=eps)
         show(column[2], x_adv[i])
         for axis, logits, above in ((column[0], clean, f"true: {true}\n"), (column[2], adv, "")):
             title = f"{above}{given} → {names[logits[i].argmax()]}"
@@ -105,7 +105,7 @@ def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], con
 
 def show(axis, image: Tensor) -> None:
     """An image (C, H, W) in [0, 1], grey where it has one channel."""
-    axis.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
 
 

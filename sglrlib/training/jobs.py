@@ -184,7 +184,8 @@ def send(
                 failures[task.config.id] = failure
                 say(failure)
             else:
-                chance = ", at chance level" * results.stored(task.config).at_chance
+                result = results.stored(task.config)
+                chance = ", at chance level" if result and result.at_chance else ""
                 tell(f"{how_far()}: {task.config.title} seed {task.config.seed}{chance}")
         if tell is not say and running and time.monotonic() - told > 1:
             told = time.monotonic()
@@ -213,7 +214,9 @@ def outcome(task: Task, future: Future) -> str:
     error = future.exception()
     if error is None:
         return future.result()
-    if isinstance(error, (UsageError, DataError, BrokenProcessPool)):
+    if isinstance(error, (UsageError, DataError)):
         raise error from None
     runs.note_failure(task.config, error)
+    if isinstance(error, BrokenProcessPool):
+        raise error
     return runs.failed(task.config) or f"failed: {task.config.id}: {error}"

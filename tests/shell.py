@@ -1,0 +1,25 @@
+"""A notebook executed within the test's own process, where all imports are done; papermill needs seconds for them."""
+
+import io
+from contextlib import redirect_stdout
+from unittest.mock import patch
+
+import matplotlib.pyplot as plt
+from IPython.core.history import HistoryManager
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from sglrlib.show import notebook
+
+
+def execute(path, **parameters) -> str:
+    """What a notebook's cells print, the parameters put in as papermill puts them in; raises what a cell raises."""
+    with patch.object(HistoryManager, "enabled", False):
+        shell = InteractiveShell()
+    with patch.object(notebook, "get_ipython", lambda: shell), redirect_stdout(io.StringIO()) as printed:
+        for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
+            if cell.cell_type == "code":
+                shell.run_cell(cell.source, store_history=True).raise_error()
+    plt.close("all")
+    return printed.getvalue()
