@@ -173,7 +173,7 @@ def test_what_cannot_be_is_said_before_any_work(store, monkeypatch, capsys, argu
 
 def test_a_grid_interrupted_twice_ends_with_the_same_table(store, tmp_path, wait_for, fault):
     """On two workers: interrupted, killed with its workers, and called again; beside it, done here without any."""
-    asked = SMALL | dict(epochs=30, rows="KD-AT, KD-SWA")
+    asked = SMALL | dict(epochs=20, rows="KD-AT, KD-SWA")
     tasks = plan.tasks(TABLES, asked)
     assert [task() for task in tasks] == [""] * 4
     table = execute(TABLES, **asked, train=False)
@@ -188,7 +188,7 @@ def test_a_grid_interrupted_twice_ends_with_the_same_table(store, tmp_path, wait
         return (trouble / "said").read_text()
 
     def begun(kind: str) -> bool:
-        return any(0 < log.last_epoch(folder) < 30 for folder in (trouble / "runs").glob(f"digits-{kind}-*"))
+        return any(0 < log.last_epoch(folder) < 20 for folder in (trouble / "runs").glob(f"digits-{kind}-*"))
 
     for kind, end in (("pgd_at", signal.SIGINT), ("kd_at", signal.SIGKILL)):  # a teacher's run, then a student's
         process = command(trouble, *grid)
@@ -200,7 +200,7 @@ def test_a_grid_interrupted_twice_ends_with_the_same_table(store, tmp_path, wait
     to_do = [int(number) for number in re.findall(r"(\d) of them to do", said())]
     assert to_do[0] == 4 >= to_do[1] > to_do[2] == 2, to_do
     for folder in (trouble / "runs").glob("digits-*"):
-        assert len(log.epoch_seconds(folder)) == 30 and log.failure(folder) == ""
+        assert len(log.epoch_seconds(folder)) == 20 and log.failure(folder) == ""
     (store / "runs").rename(store / "peace")
     (trouble / "runs").rename(store / "runs")
     fault(lost=execute(TABLES, **asked, train=False) != table)

@@ -68,7 +68,7 @@ def test_ten_thousand_runs_are_listed_by_a_glance_at_each(store, capsys, monkeyp
         shown = capsys.readouterr().out.splitlines()[-1]
         if arguments == ["list"]:
             assert "3334 done, 3333 partial, 3333 failed" in shown
-            assert glances["listdir"] == 10_000 <= glances["open"] <= 20_000 and glances["loads"] <= 20_000, glances
+            assert glances["listdir"] == 10_000 <= glances["open"] < 17_000 and glances["loads"] <= 20_000, glances
         else:
             assert "50 missing" in shown and sum(glances.values()) < 2000, glances
 
