@@ -106,7 +106,9 @@ def pgd_evaluation(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, config
 def plain_cascade(model: nn.Module, x: Tensor, y: Tensor, eps: float, iterations: dict[str, int]) -> Tensor:
     """The same by AutoAttack's own evaluation, on the model as it is."""
     adversary = AutoAttack(model, eps=eps, seed=0, device=x.device)
-    adversary.apgd.n_iter, adversary.apgd_targeted.n_iter = iterations["apgd_ce"], iterations["apgd_t"]
+    how = dict(n_restarts=1, eps=eps, norm="Linf", seed=0, device=x.device)
+    adversary.apgd.__init__(model, n_iter=iterations["apgd_ce"], **how)  # which derives its schedule from n_iter
+    adversary.apgd_targeted.__init__(model, n_iter=iterations["apgd_t"], **how)
     adversary.fab.n_iter, adversary.square.n_queries = iterations["fab_t"], iterations["square"]
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         x_adv, _ = adversary.run_standard_evaluation(x, y)
