@@ -1,7 +1,6 @@
 """The notebooks as their users start them: papermill from any folder, wrong parameters, a tampered output."""
 
 import copy
-import functools
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from papermill import cli
 from shell import execute
 
 from sglrlib.checks import UsageError
-from sglrlib.method import data
 from sglrlib.paths import DATA, RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS
 from sglrlib.store.results import Result
@@ -27,9 +25,6 @@ TRAIN, TABLES, BLACK_BOX, ABLATION = (
 )
 SMALL = dict(epochs=2, train_size=60, val_size=40, test_size=50)
 TINY = dict(epochs=2, train_size=64, val_size=40, test_size=40)
-
-
-cifar = functools.cache(data.cifar)
 
 
 def papermill(folder: Path, **parameters):
@@ -130,24 +125,23 @@ def test_nbval_is_red_on_one_changed_number(tmp_path):
     assert done.returncode == 1 and "1 failed, 2 passed" in done.stdout, done.stdout
 
 
-def real(dataset: str, monkeypatch):
-    """Skip where a downloaded dataset is not there; read it only once."""
-    monkeypatch.setattr(data, "cifar", cifar)
+def real(dataset: str):
+    """Skip where a downloaded dataset is not there."""
     folder = dict(cifar10="cifar-10-batches-py", cifar100="cifar-100-python").get(dataset, "")
     if not (DATA / folder).exists():
         pytest.skip(f"{folder} is not in {DATA}; it is downloaded when a notebook first asks for it")
 
 
-def test_real_cifar100(store, monkeypatch):
-    real("cifar100", monkeypatch)
+def test_real_cifar100(store):
+    real("cifar100")
     sizes = dict(epochs=1, train_size=64, val_size=100, test_size=100)
     text = execute(TRAIN, dataset="cifar100", scale="mini", **sizes, augment="crop_flip")
     assert "64 training images, 0 of them with a wrong label; 100 validation, 100 test images" in text
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
-def test_every_method_of_the_tables_through_the_notebooks_own_parameters(store, monkeypatch, dataset, able):
-    real(dataset, monkeypatch)
+def test_every_method_of_the_tables_through_the_notebooks_own_parameters(store, dataset, able):
+    real(dataset)
     rows = dict(dataset=dataset, scale="mini", rows="all", refine_start=0.0, batch_size=32)
     text = execute(TABLES, **TINY, **rows, attacks="pgd_2, pgd_20_step_0.765, square", attack_images=4)
     for row in PAPER_ROWS:

@@ -1,5 +1,6 @@
 """Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted noise."""
 
+import functools
 import math
 import shutil
 import tempfile
@@ -217,6 +218,7 @@ def digits() -> Arrays:
     return (images[train], y[train]), (images[test], y[test])
 
 
+@functools.lru_cache(maxsize=1)  # a run asks for its data several times
 def cifar(source: type[torchvision.datasets.CIFAR10]) -> Arrays:
     """CIFAR-10 or CIFAR-100 below DATA in torchvision's own layout, downloaded whole or not at all."""
     if not (DATA / source.base_folder).exists():
