@@ -127,6 +127,9 @@ def test_a_notebooks_parameters():
     assert vars(own) == COMMON | mine and changes == dict(lr=0.5)
     # Where the cells are not kept, what the parameters cell declares is still known.
     assert vars(read(namespace, [""], ["labels"])[0]) == COMMON | mine
+    lazily = {name: value for name, value in namespace.items() if name != "__annotations__"}
+    lazily["__annotate__"] = lambda form: namespace["__annotations__"]  # as Python 3.14 has it
+    assert vars(read(lazily, [""], ["labels"])[0]) == COMMON | mine
     namespace["epochs"] = 9  # a variable of the notebook's own, later
     assert read(namespace, cells, ["labels"])[1] == changes
 

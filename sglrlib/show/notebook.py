@@ -48,7 +48,9 @@ def read(namespace: dict, cells: Iterable[str], mine: Iterable[str] = ()) -> tup
     the one that papermill injects. Where cells are not kept, as under nbval, the namespace has what is declared.
     """
     assigned = [(name, value) for cell in cells for name, value in literals_assigned(cell) if name in namespace]
-    declared = {name: namespace[name] for name in namespace.get("__annotations__", ()) if name in namespace}
+    lazy = namespace.get("__annotate__", lambda form: {})  # from Python 3.14 on
+    annotated = namespace.get("__annotations__") or lazy(1)
+    declared = {name: namespace[name] for name in annotated if name in namespace}
     given, first = declared | dict(assigned), dict(reversed(assigned))
     examples = COMMON | {name: first.get(name, value) for name, value in declared.items()} | DEFAULTS
     for name in [name for name in given if name not in examples]:
