@@ -218,6 +218,7 @@ def test_a_damaged_cifar_file_is_named_and_left_as_it_is(folder, fault, damage):
     path.unlink()
     if damage != "missing":
         path.write_bytes(dict(truncated=content[:-1], empty=b"").get(damage, b"x" + content[1:]))
+    data.cifar.cache_clear()  # as in another process
     before = {file: file.read_bytes() for file in path.parent.iterdir()}
     with pytest.raises(
         DataError, match=r"^data_batch_2 in .*damaged or missing .md5.*Remove that folder and run again"
