@@ -58,7 +58,7 @@ def test_normalisation_is_inside_the_model():
         ("WRN34-10", "wrn34_10"),
         ("wrn33_10", "wrn34_10"),
         ("cnn0", "cnn16"),
-        ("cnn99999", "cnn16"),
+        ("cnn9999", "cnn16"),
     ],
 )
 def test_unknown_architectures_suggest_the_nearest(arch, near):
