@@ -74,8 +74,8 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
     enter(kind, name, entry, recipe, fingerprint(vars(entry) if kind == "dataset" else entry))
     if kind == "dataset":
         try:
-            c = recipes.recipe(name)
-            load_data(name, train_size=c.train_size, val_size=c.val_size, test_size=c.test_size)
+            own = recipes.recipe(name)
+            load_data(name, train_size=own.train_size, val_size=own.val_size, test_size=own.test_size)
         except UsageError as error:
             del DATASETS[name], RECIPES[name], ENTRIES[kind, name], CODE[kind, name]
             raise UsageError(f"the recipe of dataset {name!r}: {error}") from error

@@ -36,8 +36,8 @@ def parse_arch(arch: str) -> tuple[Callable, list[int]]:
     for pattern, build in FAMILIES.items():
         if match := re.fullmatch(pattern, arch):
             sizes = [int(size) for size in match.groups()]
-            whole = build is not wide_resnet or (sizes[0] >= 10 and (sizes[0] - 4) % 6 == 0)
-            if whole and 0 < min(sizes) <= max(sizes) <= 1000:
+            possible = build is not wide_resnet or (sizes[0] >= 10 and (sizes[0] - 4) % 6 == 0)
+            if possible and 0 < min(sizes) <= max(sizes) <= 1000:
                 return build, sizes
     one_of("arch", arch, MODELS)
 

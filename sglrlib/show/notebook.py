@@ -144,7 +144,7 @@ def gather(
         if result is not None:
             found[name] = result
             if result.at_chance:
-                say(runs.at_chance(each.config))
+                say(runs.chance_warning(each.config))
             if own.publish:
                 results.publish(result)
         elif not own.train:

@@ -190,11 +190,11 @@ def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
         for which in CHECKPOINTS:
             result = judged(result, which, test, wanted, device, say)
     if result.at_chance:
-        progress(say)(at_chance(config))
+        progress(say)(chance_warning(config))
     return result
 
 
-def at_chance(config: RunConfig) -> str:
+def chance_warning(config: RunConfig) -> str:
     return f"at chance level: {config.title} seed {config.seed}, so nothing can be concluded from it"
 
 
