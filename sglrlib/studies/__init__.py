@@ -1,1 +1,1 @@
-"""What one notebook alone needs: its table, its figure, its claims."""
+"""What one notebook alone needs: its table, its figure, its claims. Imports all of the above."""
