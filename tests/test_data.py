@@ -32,12 +32,24 @@ def test_digits_splits_are_disjoint_whole_and_fixed():
     everything = torch.cat([d.train.images, d.val.images, d.test.images]).flatten(1)
     assert len(everything.unique(dim=0)) == 1797
     again = load_data("digits", train_size=500, val_size=297, seed=2)
-    assert torch.equal(again.val.images, d.val.images)
+    assert torch.equal(again.val.images, d.val.images) and torch.equal(again.train.images, d.train.images)
+
+
+def test_a_part_of_the_training_images_is_drawn_by_the_seed():
+    first, again, other = (load_data("digits", train_size=200, val_size=297, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.val.images, other.val.images) and torch.equal(first.test.images, other.test.images)
+    shared = torch.cat([first.train.images, other.train.images]).flatten(1)
+    assert 300 < len(shared.unique(dim=0)) < 340  # 200 of 500, twice: 80 in common is expected
+    for data in (first, other):
+        held_out = torch.cat([data.train.images, data.val.images, data.test.images]).flatten(1)
+        assert len(held_out.unique(dim=0)) == 200 + 297 + 1000
+        assert torch.bincount(data.train.y_clean, minlength=10).sub(20).abs().max() <= 2
 
 
 def test_every_prefix_is_stratified():
     y = np.repeat(np.arange(5), [100, 100, 100, 50, 50])
-    order = stratified_order(y)
+    order = stratified_order(y, 0)
     assert sorted(order) == list(range(400))
     for n in (40, 100, 333):
         counts = np.bincount(y[order[:n]], minlength=5)

@@ -15,7 +15,7 @@ from sglrlib.training.train import run_data, run_model
     ("arch", "millions"),
     # parameters as published: CIFAR ResNets of the 3x3 stem 11.17, 21.28, 23.52; WRN-34-10 46.2; WRN-28-10 36.5
     [("resnet18", 11.17), ("resnet34", 21.28), ("resnet50", 23.52), ("preact_resnet18", 11.17), ("wrn34_10", 46.16),
-     ("wrn28_10", 36.48), ("cnn16", 0.065)],
+     ("wrn28_10", 36.48), ("preact_resnet18_64", 11.17), ("preact_resnet10_16", 0.308), ("cnn16", 0.065)],
 )  # fmt: skip
 def test_sizes_are_those_of_the_literature(arch, millions):
     with torch.device("meta"):
@@ -23,7 +23,7 @@ def test_sizes_are_those_of_the_literature(arch, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
-@pytest.mark.parametrize("arch", [*(a for a in MODELS if a != "wrn34_10"), "wrn10_2", "cnn4"])
+@pytest.mark.parametrize("arch", [*(a for a in MODELS if a != "wrn34_10"), "wrn10_2", "preact_resnet10_4", "cnn4"])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8)])
 def test_images_in_logits_out_and_no_early_downsampling(arch, shape):
     model = build_model(arch, 7, shape).eval()
@@ -59,6 +59,7 @@ def test_normalisation_is_inside_the_model():
         ("wrn33_10", "wrn34_10"),
         ("cnn0", "cnn16"),
         ("cnn9999", "cnn16"),
+        ("preact_resnet12_16", "preact_resnet18"),
     ],
 )
 def test_unknown_architectures_suggest_the_nearest(arch, near):

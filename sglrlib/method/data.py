@@ -22,7 +22,7 @@ from sglrlib.paths import DATA
 
 Spoilt = tuple[Tensor, Tensor]  # images and labels
 Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (images, y) of train and test
-SPLIT_SEED = 0  # which images are train, validation and test never depends on a run's seed
+SPLIT_SEED = 0  # which images are for validation and test never depends on a run's seed
 
 
 class DataError(RuntimeError):
@@ -85,8 +85,9 @@ def load_data(
     """Load a dataset of DATASETS, carve the validation split, plant noise in the rest; on the CPU.
 
     Sizes are numbers of images; a train_size or test_size of 0 means all there are, a val_size of 0 no validation.
-    All splits are stratified and fixed: only the noise depends on seed. Validation and test images stay clean. With
-    folds > 1, every folds-th training image, from position fold on, is left out after the noise is planted.
+    All splits are stratified. Validation and test are fixed and stay clean; seed decides which training images are
+    drawn, where not all are, and the noise. With folds > 1, every folds-th training image, from position fold on, is
+    left out after the noise is planted.
     Raises UsageError for an unknown name or too large a size, DataError where the files are missing or damaged.
     """
     one_of("dataset", dataset, DATASETS)
@@ -94,9 +95,11 @@ def load_data(
     within("train_size + val_size", train_size + val_size, 0, len(train_y))
     within("test_size", test_size, 0, len(test_y))
 
-    order = stratified_order(train_y)
-    val, train = order[:val_size], order[val_size:][: train_size or None]
-    test = stratified_order(test_y)[: test_size or None]
+    order = stratified_order(train_y, SPLIT_SEED)
+    val, train = order[:val_size], order[val_size:]
+    if 0 < train_size < len(train):
+        train = train[stratified_order(train_y[train], seed)[:train_size]]
+    test = stratified_order(test_y, SPLIT_SEED)[: test_size or None]
 
     def split(images, y, index):
         y = torch.from_numpy(y[index])
@@ -109,9 +112,9 @@ def load_data(
     return Data(noisy, split(train_images, train_y, val), split(test_images, test_y, test))
 
 
-def stratified_order(y: np.ndarray) -> np.ndarray:
-    """A fixed permutation of range(len(y)) every prefix of which holds the classes in (nearly) their proportions."""
-    rng = np.random.default_rng(SPLIT_SEED)
+def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
+    """A permutation of range(len(y)) every prefix of which holds the classes in (nearly) their proportions."""
+    rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(y))
     position = np.empty(len(y))
     for k in np.unique(y):

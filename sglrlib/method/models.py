@@ -18,7 +18,7 @@ def build_model(
 ) -> nn.Module:
     """A freshly initialised network; the same seed gives the same weights and touches no other random stream.
 
-    arch is a name of MODELS; 'cnn16', 'bn_cnn16' and 'wrn34_10' stand for any width, and any depth and width.
+    arch is a name of MODELS, or of another size: 'cnn32', 'bn_cnn32', 'wrn28_4', 'preact_resnet10_16' (depth, width).
     shape is (C, H, W). normalise is None or (mean, std) per channel, applied inside the model.
     Raises UsageError for an unknown arch.
     """
@@ -36,8 +36,8 @@ def parse_arch(arch: str) -> tuple[Callable, list[int]]:
     for pattern, build in FAMILIES.items():
         if match := re.fullmatch(pattern, arch):
             sizes = [int(size) for size in match.groups()]
-            possible = build is not wide_resnet or (sizes[0] >= 10 and (sizes[0] - 4) % 6 == 0)
-            if possible and 0 < min(sizes) <= max(sizes) <= 1000:
+            first, block = DEPTHS.get(build, (1, 1))  # a depth that exists is the first, or some blocks more
+            if sizes[0] >= first and (sizes[0] - first) % block == 0 and 0 < min(sizes) <= max(sizes) <= 1000:
                 return build, sizes
     one_of("arch", arch, MODELS)
 
@@ -126,12 +126,14 @@ class PreActNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-def preact_resnet18(*, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """The network of Rice et al. 2020 (arXiv 2002.11569): stages of 2 blocks, 64 to 512 channels.
+def preact_resnet(depth: int, width: int = 64, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Four stages of equally many blocks, width to 8 * width channels; depth is 8n + 2.
 
-    Its convolutions start He-normal, as the released ResNets do; Rice et al. leave them at PyTorch's default.
+    preact_resnet18 of width 64 is the network of Rice et al. 2020 (arXiv 2002.11569). Its convolutions start
+    He-normal, as the released ResNets do; Rice et al. leave them at PyTorch's default.
     """
-    return PreActNet(2, 64, [64, 128, 256, 512], classes=classes, shape=shape)
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    return PreActNet((depth - 2) // 8, width, widths, classes=classes, shape=shape)
 
 
 def wide_resnet(depth: int, widen: int, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -143,13 +145,19 @@ def _resnet(block, layers):
     return lambda **kwargs: cifar_resnet(block, layers, **kwargs)
 
 
-FAMILIES = {r"cnn(\d{1,4})": cnn, r"bn_cnn(\d{1,4})": partial(cnn, norm=True), r"wrn(\d{1,3})_(\d{1,2})": wide_resnet}
+FAMILIES = {
+    r"cnn(\d{1,4})": cnn,
+    r"bn_cnn(\d{1,4})": partial(cnn, norm=True),
+    r"wrn(\d{1,3})_(\d{1,2})": wide_resnet,
+    r"preact_resnet(\d{1,3})_(\d{1,4})": preact_resnet,
+}
+DEPTHS = {wide_resnet: (10, 6), preact_resnet: (10, 8)}
 MODELS = {
     "cnn16": (cnn, [16]),
     "bn_cnn16": (partial(cnn, norm=True), [16]),
     "resnet18": (_resnet(resnet.BasicBlock, [2, 2, 2, 2]), []),
     "resnet34": (_resnet(resnet.BasicBlock, [3, 4, 6, 3]), []),
     "resnet50": (_resnet(resnet.Bottleneck, [3, 4, 6, 3]), []),
-    "preact_resnet18": (preact_resnet18, []),
+    "preact_resnet18": (preact_resnet, [18]),
     "wrn34_10": (wide_resnet, [34, 10]),
 }
