@@ -41,10 +41,10 @@ def test_a_part_of_the_training_images_is_drawn_by_the_seed():
     assert torch.equal(first.val.images, other.val.images) and torch.equal(first.test.images, other.test.images)
     shared = torch.cat([first.train.images, other.train.images]).flatten(1)
     assert 300 < len(shared.unique(dim=0)) < 340  # 200 of 500, twice: 80 in common is expected
-    for data in (first, other):
-        held_out = torch.cat([data.train.images, data.val.images, data.test.images]).flatten(1)
+    for drawn in (first, other):
+        held_out = torch.cat([drawn.train.images, drawn.val.images, drawn.test.images]).flatten(1)
         assert len(held_out.unique(dim=0)) == 200 + 297 + 1000
-        assert torch.bincount(data.train.y_clean, minlength=10).sub(20).abs().max() <= 2
+        assert torch.bincount(drawn.train.y_clean, minlength=10).sub(20).abs().max() <= 2
 
 
 def test_every_prefix_is_stratified():
