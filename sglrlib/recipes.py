@@ -31,6 +31,9 @@ def default_scale(dataset: str) -> str:
     return next(iter(RECIPES[dataset]))
 
 
+# What a run records after each epoch for the figures over epochs.
+RECORDED = ("calibration", "gradient_norm", "hessian_trace", "information", "noisy_labels")
+
 # The released protocol is RunConfig's defaults. Digits are planted with noise because clean digits have
 # hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds. With
 # seed 1 that network stays at a constant prediction under AWP from the first epoch on, and falls back to one under TE's
@@ -39,29 +42,22 @@ RECIPES: dict[str, dict[str, dict]] = {
     "digits": {
         "mini": dict(
             train_size=500, val_size=297, noise_rate=0.3, arch="cnn16", eps_255=26, step_255=6.5, attack_steps=7,
-            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3, train_eval_size=100,
-            awp_start=0.1, te_weight=100.0,
+            epochs=60, batch_size=50, weight_decay=0.0, lr_drops=(0.65, 0.9), refine_start=0.3,
+            awp_start=0.1, te_weight=100.0, attacked_size=300, train_eval_size=200, diagnostics=RECORDED,
         ),
     },
     "cifar10": {
-        "paper": dict(augment="crop_flip", val_size=1000),
-        "mini": dict(
-            train_size=2000, val_size=500, test_size=2000, arch="cnn16", attack_steps=5, precision="bf16",
-            epochs=60, batch_size=64, lr=0.03, weight_decay=0.0, refine_start=0.1, train_eval_size=500, normalise=True,
+        "paper": dict(augment="crop_flip", val_size=1000, attacked_size=2000, diagnostics=RECORDED),
+        "small": dict(
+            train_size=5000, val_size=500, arch="preact_resnet10_16", attack_steps=5, epochs=40,
+            attacked_size=1000, train_eval_size=500, diagnostics=RECORDED,
         ),
     },
 }  # fmt: skip
 RECIPES["cifar100"] = RECIPES["cifar10"]
 
-# What the figures over epochs record, and on how many training and test images.
-RECORDED = ("calibration", "gradient_norm", "hessian_trace", "information")
-
-
-def recorded(dataset: str, scale: str = "") -> dict:
-    """The changes to a recipe with which a run records what the paper's figures show over epochs."""
-    size = 200 if dataset == "digits" else 500 if scale == "mini" else 2000
-    return dict(diagnostics=RECORDED, attacked_size=size, train_eval_size=size)
-
+# Test images under AutoAttack, its parts and Square, at each scale; 0 for all.
+FEW_IMAGES = dict(mini=200, small=500, paper=0)
 
 # Sweeps over natural accuracy: next to nothing is attacked, train accuracy is of (nearly) all images.
 SWEPT = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=2000)

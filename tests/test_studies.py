@@ -12,7 +12,7 @@ import torch
 from sglrlib.checks import UsageError
 from sglrlib.judging.diagnostics import features
 from sglrlib.method.labels import LABELS, Hard
-from sglrlib.recipes import recipe, recorded
+from sglrlib.recipes import recipe
 from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
@@ -59,15 +59,21 @@ def test_growth_starts_where_the_norm_stays_above_one_and_a_half_times_its_lowes
     assert (growth, stationary + growth) == (0 if start is None else 20 - start + 1, 18)
 
 
+def seen(found) -> list[bool]:
+    return [claim.word.startswith("seen") for claim in found]
+
+
 def test_the_claims_on_the_two_schedules():
     up = dict(hessian_trace=[1.0] * 10 + list(range(10, 20)), hessian_trace_error=[0.1] * 20)
     rough = rows([1] * 10 + [2] * 10, test_robust=[50, 60] * 10, **up)
     smooth = rows([1] * 16 + [2] * 4, test_robust=[50 + i / 10 for i in range(20)], **up)
-    said = phases.claims([result(rough)], [result(smooth)]).splitlines()
-    assert [line.split(": ")[1].split(" (")[0] for line in said] == ["true"] * 5
-    said = phases.claims([result(smooth)], [result(rough, correct=(80, 80))]).splitlines()
-    answers = [line.split(": ")[1].split(" (")[0] for line in said]
-    assert answers == ["true", "true", "false", "cannot be told from this run", "true"]
+    said = {claim.id: claim for claim in phases.claims([result(rough)], [result(smooth)])}  # the rate drops in epoch 39
+    assert [*said] == ["two_stages", "sharpness", "cosine_smoother", "cosine_overfits", "cosine_border"]
+    assert seen(said.values()) == [False, True, True, True, True] and said["two_stages"].effect == 2 - 28
+    near = [result(rough, lr_drops=(0.2, 0.9))]  # of the 60 epochs of the recipe: in epoch 12
+    assert phases.claims(near, [])[0].effect == 2 - 1 and len(phases.claims(near, [])) == 2
+    said = phases.claims([result(smooth)], [result(rough, correct=(80, 80))])
+    assert seen(said) == [False, True, False, False, True]
     table = phases.table({"a": [result(rough)], "b": [result(smooth, seed=3)]})
     assert list(table.growth) == ["10 epochs", "4 epochs"] and list(table.seed) == [0, 3]
     assert list(table["trace at start"]) == ["10.0 ± 0.1", "16.0 ± 0.1"]
@@ -78,23 +84,24 @@ def test_calibration_is_judged_from_the_kept_probabilities():
     sober = {("best", "pgd_10"): (0.5, 60), ("last", "pgd_10"): (0.5, 62)}
     wild = [result([], confidences={("last", "natural"): (1.0, 50)}, method="standard")]
     hard, refined = [result([], confidences=overconfident)], [result([], confidences=sober, labels="self_guided")]
-    said = calibration.claims(hard, refined, ["pgd_10"]).splitlines()
-    answers = [line.split(": ")[1].split(" (")[0] for line in said]
-    assert answers == ["true", "true", "cannot be told from this run", "true", "true"]
-    assert calibration.claims(refined, hard, ["pgd_10"]).splitlines()[-1].count(": false (") == 1
-    said = calibration.compare("standard is worse", (wild, "last"), (hard, "last"))
-    assert said == "standard is worse: true (Natural, n = 100 test images x 1 seed)"
+    said = calibration.claims(hard, refined, ["pgd_10"], wild)
+    assert [claim.id for claim in said] == [
+        "standard_calibration", "calibration_worsens", "calibration_spared", "calibration_spared", "less_confident",
+        "under_confident",
+    ]  # fmt: skip
+    assert seen(said) == [True, True, True, False, True, True]
+    assert [claim.effect for claim in said] == pytest.approx([0.5, 0.55, 0.43, -0.1, 100, 0.12], abs=1e-4)
+    assert not any(seen(calibration.claims(refined, hard, ["pgd_10"])[-2:]))
     table = calibration.table({"PGD-AT": hard}, ["pgd_10"])
     assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.550"]
     assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.550"]
     assert list(table["paper's ECE"]) == ["0.18*", "0.43*"]
 
 
-def swept(rule, rate, trained, error, **changes):
-    """A run of the noise sweep that ends with a training accuracy and a test error."""
-    return result(
-        rows([1], train_natural=[trained]), correct=(95, 100 - error), labels=rule, noise_rate=rate, **changes
-    )
+def swept(rule, rate, trained, error, wrong=None, **changes):
+    """A run of the noise sweep that ends with a training accuracy, a test error, and some wrong labels memorised."""
+    columns = dict(train_natural=[trained]) | (dict(train_natural_wrong=[wrong]) if wrong is not None else {})
+    return result(rows([1], **columns), correct=(95, 100 - error), labels=rule, noise_rate=rate, **changes)
 
 
 def test_the_noise_sweep_is_judged_at_each_rate():
@@ -102,10 +109,14 @@ def test_the_noise_sweep_is_judged_at_each_rate():
     found = sweep.by_noise({"any": runs})
     assert list(found) == [("symmetric", 0.4), ("symmetric", 0.0)]
     assert sweep.portion_correct(runs[0]) == pytest.approx(64)
-    said = sweep.claims(found).splitlines()
-    assert len(said) == 3 and all(": true (" in line for line in said)
+    said = sweep.claims(found)
+    assert [claim.id for claim in said] == ["memorises", "narrows", "lower_error", "lower_error"]
+    assert seen(said) == [True, True, True, False]  # alike at the best epoch
     found[("symmetric", 0.4)]["hard"] = [swept("hard", 0.4, 60, 15)]
-    assert [": true (" in line for line in sweep.claims(found).splitlines()] == [False, False, False]
+    assert not any(seen(sweep.claims(found)))
+    both = {rule: [swept(rule, 0.4, 99, 40, wrong=w)] for rule, w in (("hard", 100), ("self_guided", 7))}
+    (spared,) = [claim for claim in sweep.claims({("symmetric", 0.4): both}) if claim.id == "not_memorised"]
+    assert spared.effect == 93 and seen([spared]) == [True]
     table = sweep.table(sweep.by_noise({"any": [*runs, swept("hard", 0.2, 99, 30)]}))
     assert list(table["last"]) == ["40.0", "15.0", "5.0", "30.0"] and list(table.paper) == ["–", "–", "26.8*", "37.8*"]
     assert list(table["train - test"]) == ["39.0", "-5.0", "5.0", "29.0"]  # at the last epoch
@@ -114,21 +125,37 @@ def test_the_noise_sweep_is_judged_at_each_rate():
 
 def test_overfitting_claims_compare_the_rules_that_are_there():
     columns = dict(train_robust=[50] * 20, test_robust=[40] * 20, batch_gradient_norm_own=[1] * 20, iiw_code=[1] * 20)
-    grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=list(range(20)), **columns)
+    grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=[i**2 for i in range(1, 21)], **columns)
     flat = rows([1] * 20, iiw_paper=[1] * 20, **columns)
+    drops = dict(lr_drops=(0.18, 0.9))  # of the recipe's 60 epochs: the rate drops in epoch 11
+    hard = [result(grown, correct=(90, 60), **drops)]
+    others = {"PGD-AT+SGLR": [result(flat, correct=(90, 89), labels="self_guided", **drops)]}
+    others["PGD-AT+LS"] = [result(flat, correct=(90, 40), labels="smooth", **drops)]
+    said = {claim.id: claim for claim in overfitting.claims(hard, others)}
+    assert [*said] == [
+        "iiw_follows_norm", "norm_grows", "smaller_norm", "less_information", "iiw_marks_overfitting",
+    ]  # fmt: skip
+    assert [claim.id for claim in overfitting.claims(hard, {})] == ["iiw_follows_norm"]
+    assert said["norm_grows"].effect == pytest.approx(math.log(11)) and seen(said.values())[1:4] == [True] * 3
+    # drops of 30, 1 and 50 points with an IIW of 400, 1 and 1
+    assert said["iiw_marks_overfitting"].effect == pytest.approx(0, abs=0.01)
+
+
+def test_two_curves_that_both_rise_do_not_change_alike_for_that():
+    """Finding: rho of the values is 1, that of their changes from epoch to epoch is not."""
+    up = [10.0 * i + (i % 2) for i in range(20)]
+    against = [10.0 * i - (i % 2) for i in range(20)]
+    assert overfitting.correlation(result(rows(up, iiw_paper=up))) == pytest.approx(1)
+    assert overfitting.correlation(result(rows(up, iiw_paper=against))) == pytest.approx(-1)
+
+
+def test_the_generalisation_gap_and_iiw_are_tabled():
+    columns = dict(train_robust=[50] * 20, test_robust=[40] * 20, batch_gradient_norm_own=[1] * 20, iiw_code=[1] * 20)
+    grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=list(range(20)), **columns)
     hard = [result(grown, correct=(90, 60))]
-    others = {"PGD-AT+SGLR": [result(flat, correct=(90, 89), labels="self_guided")]}
-    others["PGD-AT+LS"] = [result(flat, correct=(90, 40), labels="smooth")]
-    assert overfitting.rival_claims(others).startswith(
-        "PGD-AT+SGLR is more robust than PGD-AT+LS at the last epoch: true"
-    )
-    assert overfitting.weight_claims(hard, others).count(": true (") == 4
-    assert overfitting.weight_claims(hard, {}).count("\n") == 1 and not overfitting.rival_claims({})
-    others["PGD-AT+LS"] = [result(flat, correct=(90, 99), labels="smooth")]
-    assert ": false (" in overfitting.rival_claims(others)
     table = overfitting.table({"PGD-AT": hard})
     assert list(table["gap"]) == ["10.00 -> 10.00"] and list(table["IIW, paper"]) == ["0.00 -> 19.00"]
-    for changes, batches in ((dict(), 2), (dict(attacked_size=30), 1), (dict(train_eval_size=2000), 20)):
+    for changes, batches in ((dict(), 4), (dict(attacked_size=30), 1), (dict(train_eval_size=2000), 6)):
         table = overfitting.table({"PGD-AT": [result(grown, **changes)]})  # 1,000 images in batches of 50
         assert list(table[f"IIW, code x 1e3, {batches} batches"]) == ["1000.00 -> 1000.00"]
 
@@ -147,8 +174,8 @@ def test_separability_is_a_number(store, small):
     better = dataclasses.replace(
         e, config=small(), silhouette=e.silhouette + 0.5 + 0.01 * np.arange(40), agreement=e.agreement
     )
-    said = separability.claims([e, better]).splitlines()
-    assert ": true (silhouette, n = 40" in said[0] and ": cannot be told" in said[1]
+    said = separability.claims([e, better])
+    assert [claim.of for claim in said] == ["silhouette", "neighbours of the class"] and seen(said) == [True, False]
     assert list(separability.table([e, better]).n) == [40, 40]
     with pytest.raises(UsageError, match="run\\(\\) it first"):
         separability.embed(small(seed=5), 40)
@@ -209,8 +236,7 @@ def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
 
 
 def test_what_is_recorded_is_in_the_curve(store, small):
-    wanted = recorded("digits", "mini") | dict(attacked_size=20, train_eval_size=20)
-    curve = run(small(**wanted), (), say=lambda text: None).curve
+    curve = run(small(attacked_size=20, train_eval_size=20), (), say=lambda text: None).curve
     for column in ("test_robust_ece", "gradient_norm_own", "hessian_trace_error", "iiw_code"):
         assert all(math.isfinite(row[column]) for row in curve)
 

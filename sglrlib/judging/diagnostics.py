@@ -235,9 +235,14 @@ def record_information(s: Snapshot) -> dict[str, float]:
 
 
 def record_noisy_labels(s: Snapshot) -> dict[str, float]:
-    """Natural accuracy (%) on training images against their clean labels, and on test images against noisy ones."""
+    """Natural accuracy (%) on training images against their clean labels, and on test images against noisy ones; and
+    how many of the wrong training labels are predicted as they are assigned, where there are any: memorised.
+    """
     against = dict(train_natural_clean=(s.train, s.train.y_clean), test_natural_noisy=(s.test, s.test.y))
-    return {name: 100 * (view.logits.argmax(1) == y).double().mean().item() for name, (view, y) in against.items()}
+    row = {name: 100 * (view.logits.argmax(1) == y).double().mean().item() for name, (view, y) in against.items()}
+    wrong = s.train.y != s.train.y_clean
+    memorised = (s.train.logits.argmax(1) == s.train.y)[wrong].double().mean().item()
+    return row | (dict(train_natural_wrong=100 * memorised) if wrong.any() else {})
 
 
 DIAGNOSTICS: dict[str, Callable[[Snapshot], dict[str, float]]] = {

@@ -2,7 +2,7 @@
 
 import ast
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import joblib
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import Pretty, display
 from joblib.externals import loky
@@ -19,6 +20,8 @@ from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
+from sglrlib.show import verdicts
+from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
 from sglrlib.training import jobs, runs
@@ -190,6 +193,17 @@ class Line:
             self.shown = display(Pretty(text), display_id=True)
         else:
             self.shown.update(Pretty(text))
+
+
+def show_claims(found: Sequence[Claim], needs: str) -> None:
+    """Show the verdicts as a table, and what stands below it; where there is none, what it takes to have some."""
+    if not found:
+        print(f"No claim can be judged: {needs}")
+        return
+    whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 250]
+    with pd.option_context(*whole):
+        display(verdicts.table(found).set_index("claim"))
+    print(verdicts.note(found))
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """A run's log: its epochs and their seconds, starts and failures; and where and how long it was trained."""
 
+import functools
 import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,10 +81,19 @@ def provenance(folder: Path, device: str, speed: str) -> dict:
     return where(device, speed) | dict(seconds=round(sum(epoch_seconds(folder).values()), 1))
 
 
+@functools.cache
+def cpu_name() -> str:
+    """The processor's name, as far as the system knows it, and the widest instructions that torch uses on it."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = re.findall(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE) or [platform.processor() or platform.machine()]
+    return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def where(device: str, speed: str) -> dict:
     """The device and the versions of this process, and the date."""
     return dict(
         device=torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        cpu=cpu_name(),
         threads=torch.get_num_threads(),
         cores=os.cpu_count(),
         speed=speed,

@@ -2,14 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from sglrlib.judging.diagnostics import calibration_error, confidence_gap, standard_error
-from sglrlib.show.tables import CHECKPOINTS, at_chance, column_title, judge, paper_place, paper_value
-from sglrlib.show.tables import standard_error as image_error
+from sglrlib.show.tables import CHECKPOINTS, column_title, paper_place, paper_value
+from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 
 
@@ -41,54 +43,53 @@ def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 
     return pd.DataFrame(rows)
 
 
-def claims(hard: list[Result], refined: list[Result], attacks: Iterable[str]) -> str:
-    """What the supplement says in B.2, one line each with its verdict; and what its unsigned measure hides."""
-    if guessing := at_chance(hard, refined):
-        return guessing
-    a, b = hard[0].config.title, refined[0].config.title
-    lines = []
+def claims(
+    hard: list[Result], refined: list[Result], attacks: Iterable[str], standard: Sequence[Result] = ()
+) -> list[Claim]:
+    """What the supplement says in B.2; and what its unsigned measure hides."""
+    a, b, why = hard[0].config.title, refined[0].config.title, at_chance(hard, refined)
+    last, best = (hard, "last"), (hard, "best")
+    found = []
+    if standard:
+        text = f"{a} is better calibrated than standard training"
+        of = "ECE without attack, last epoch"
+        values = more((list(standard), "last"), last, "natural", ece_of_each)
+        found.append(judged("standard_calibration", text, of, values, unit="", reason=at_chance(hard, standard)))
     for attack in attacks:
-        lines += [
-            compare(
-                f"{a} is worse calibrated at its last epoch than at its best", (hard, "last"), (hard, "best"), attack
-            ),
-            compare(f"{b} is better calibrated than {a} at the last epoch", (hard, "last"), (refined, "last"), attack),
-            compare(f"{b} is better calibrated than {a} at the best epoch", (hard, "best"), (refined, "best"), attack),
-            under_confident(f"{b} is under-confident at the last epoch", refined, "last", attack),
-            less_often_sure(f"{b} is less often more than 90 % sure than {a} at the last epoch", hard, refined, attack),
-        ]
-    return "\n".join(lines)
+        name = column_title(attack)
+        for id, text, when, larger, smaller in (
+            ("calibration_worsens", f"{a} is worse calibrated at its last epoch than at its best", "", last, best),
+            ("calibration_spared", f"{b} is better calibrated than {a}", ", last epoch", last, (refined, "last")),
+            ("calibration_spared", f"{b} is better calibrated than {a}", ", best epoch", best, (refined, "best")),
+        ):
+            values = more(larger, smaller, attack, ece_of_each)
+            found.append(judged(id, text, f"ECE under {name}{when}", values, unit="", reason=why))
+        surer = more(last, (refined, "last"), attack, lambda highest, right: (highest > 0.9).double())
+        text, of = f"{b} is less often more than 90 % sure than {a}", f"share of images, {name}, last epoch"
+        found.append(judged("less_confident", text, of, [100 * v for v in surer], reason=why))
+        doubt = [right.double() - highest for highest, _, right in (run.confidence("last", attack) for run in refined)]
+        text, of = f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch"
+        found.append(judged("under_confident", text, of, doubt, unit="", reason=why))
+    return found
 
 
-def compare(text: str, larger: tuple, smaller: tuple, attack: str = "natural") -> str:
-    """A claim that the ECE of some (runs, checkpoint) is larger than that of others under an attack."""
-    if guessing := at_chance(larger[0], smaller[0]):
-        return guessing
-    checkpoints = larger[1], smaller[1]
-    pairs = [
-        [one(run, which, attack, calibration_error) for run, which in zip(pair, checkpoints, strict=True)]
-        for pair in paired(larger[0], smaller[0])
-    ]
-    differences = [more - less for (more, _), (less, _) in pairs]
-    return judge(
-        text, differences, [math.hypot(e, f) for (_, e), (_, f) in pairs], source(larger[0], larger[1], attack)
-    )
+def more(larger: tuple, smaller: tuple, attack: str, of_each: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Image by image, what one (runs, checkpoint) has more of than another, for each seed that both have."""
+    found = []
+    for pair in paired(larger[0], smaller[0]):
+        one, other = (run.confidence(which, attack) for run, which in zip(pair, (larger[1], smaller[1]), strict=True))
+        found.append(of_each(one[0], one[2]) - of_each(other[0], other[2]))
+    return found
 
 
-def under_confident(text: str, runs: list[Result], which: str, attack: str) -> str:
-    """A claim that the mean confidence is below the accuracy."""
-    values = [one(run, which, attack, confidence_gap) for run in runs]
-    return judge(text, [-value for value, _ in values], [error for _, error in values], source(runs, which, attack))
+def ece_of_each(confidence: Tensor, right: Tensor, bins: int = 15) -> Tensor:
+    """What each sample adds to the ECE, (n,), whose mean it is: confidence - right, signed as the sum in its bin is.
 
-
-def less_often_sure(text: str, hard: list[Result], refined: list[Result], attack: str) -> str:
-    """A claim that confidence is above 0.9 on fewer images at the last epoch of the refined runs."""
-    gains = []
-    for pair in paired(hard, refined):
-        h, r = ((run.confidence("last", attack)[0] > 0.9).double() for run in pair)
-        gains.append(h - r)
-    means, errors = [100 * gain.mean().item() for gain in gains], [image_error(gain) for gain in gains]
-    return judge(text, means, errors, source(refined, "last", attack))
+    Their spread is the jackknife's, but for bins that one sample turns round.
+    """
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    place, gaps = torch.bucketize(confidence, edges), confidence - right.double()
+    return torch.zeros(bins, dtype=torch.float64).index_add(0, place, gaps).sign()[place] * gaps
 
 
 def one(run: Result, which: str, attack: str, statistic: Callable) -> tuple[float, float]:
@@ -101,8 +102,3 @@ def over_seeds(runs: list[Result], which: str, attack: str, statistic: Callable)
     """The mean of one() over the seeds, and its standard error from the images."""
     values, errors = zip(*(one(run, which, attack, statistic) for run in runs), strict=True)
     return statistics.fmean(values), math.hypot(*errors) / len(errors)
-
-
-def source(runs: list[Result], which: str, attack: str) -> str:
-    n = len(runs[0].confidence(which, attack)[0])
-    return f"{column_title(attack)}, n = {n} test images x {len(runs)} seed{'s' * (len(runs) > 1)}"

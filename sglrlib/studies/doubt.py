@@ -1,6 +1,5 @@
 """Which training labels to doubt: by cross-validated confident learning, and by the labels that training refined."""
 
-import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import outputs
 from sglrlib.method.data import DATASETS
-from sglrlib.show.tables import standard_error, verdict
+from sglrlib.show.verdicts import Claim, judged
 from sglrlib.store import checkpoint
 from sglrlib.training import runs
 from sglrlib.training.train import run_data
@@ -93,18 +92,19 @@ def refined_labels(config: RunConfig) -> Tensor:
     return p / p.sum(1, keepdim=True)  # an average that started at zero falls short of one, by as much for each sample
 
 
-def claims(title: str, ranking: Ranking, wrong: Tensor) -> str:
+def claims(title: str, ranking: Ranking, wrong: Tensor) -> list[Claim]:
     """Whether a ranking finds the wrong labels, flagged in wrong (n,): some must be wrong, and some right.
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    found = {"average precision above their share": beyond_chance(ranking, wrong)}
+    text, n = f"wrong labels are found by {title}", f"{wrong.sum()} of {len(wrong)} wrong"
+    more, error = beyond_chance(ranking, wrong)
+    of = f"average precision above their share, {n}"
+    found = [judged("found", text, of, [more], errors=[error])]
     for name, hits in dict(precision=wrong[ranking.flagged], recall=ranking.flagged[wrong]).items():
-        above = hits.double() - 0.5
-        found[f"{name} above one half"] = 100 * above.mean().item(), standard_error(above) if len(hits) else math.inf
-    n = f"n = {len(wrong)} training images, {wrong.sum()} wrong, one seed"
-    title = f"wrong labels are found by {title}"
-    return "\n".join(f"{title}, {text}: {verdict([gain], [error])} ({n})" for text, (gain, error) in found.items())
+        if len(hits):
+            found.append(judged("found", text, f"{name} above one half, {n}", [100 * (hits.double() - 0.5)]))
+    return found
 
 
 def beyond_chance(ranking: Ranking, wrong: Tensor, draws: int = 200) -> tuple[float, float]:

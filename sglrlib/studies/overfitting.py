@@ -2,13 +2,15 @@
 
 import math
 import statistics
+from itertools import pairwise
 
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sglrlib.show.tables import at_chance, claim, differences, judge, mean_and_spread
+from sglrlib.show.tables import mean_and_spread
+from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
-from sglrlib.studies.phases import stages
+from sglrlib.studies.refinement import self_guided
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
@@ -36,61 +38,57 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rival_claims(others: dict[str, list[Result]]) -> str:
-    """That self-guided labels end more robust than every other rule but hard labels."""
-    if guessing := at_chance(*others.values()):
-        return guessing
-    refined = self_guided(others)
-    lines = []
-    for rival, those in others.items() if refined else ():
-        if those is not refined:
-            gain = differences(refined, those, "final", "pgd_20")
-            text = f"{refined[0].config.title} is more robust than {rival} at the last epoch"
-            lines.append(claim(text, "pgd_20", gain))
-    return "\n".join(lines)
+def claims(hard: list[Result], others: dict[str, list[Result]]) -> list[Claim]:
+    """What the slides say of gradient norm and IIW, and what refinement does to both at the last epoch.
 
-
-def weight_claims(hard: list[Result], others: dict[str, list[Result]]) -> str:
-    """What the slides say of gradient norm and IIW, and what refinement does to both at the last epoch."""
-    if guessing := at_chance(hard, *others.values()):
-        return guessing
-    title, seeds = hard[0].config.title, f"{len(hard)} seed{'s' * (len(hard) > 1)}"
-    of = f"{len(hard[0].curve)} epochs x {seeds}"
-    correlations = [trend(run) for run in hard]
-    shown = ", ".join(f"{rho:.2f}" for rho in correlations)
-    together = all_of(rho > 0.5 for rho in correlations)
-    lines = [
-        f"The gradient norm of {title} grows to the end: {all_of(stages(run)[1] > 0 for run in hard)} "
-        f"(rule of notebook 06, {of})",
-        f"IIW and gradient norm of {title} rise and fall together: {together} "
-        f"(Spearman's rho {shown}; true above 0.5, {of})",
-    ]
-    if refined := self_guided(others):
-        name = refined[0].config.title
-        columns = {
-            "a smaller gradient norm": "batch_gradient_norm_hard",
-            "less information in its weights": "iiw_paper",
-        }
-        for what, column in columns.items():
-            less = [h.curve[-1][column] - r.curve[-1][column] for h, r in paired(hard, refined)]
+    A norm that grows as the learning rate falls is nothing special: it has to grow more than that of the network with
+    refined labels. Two curves that both rise correlate whatever they are, so it is their changes from epoch to epoch
+    that are correlated, after the first tenth of the epochs. That IIW marks robust overfitting would mean that the
+    label rules which lose more robust accuracy have more of it.
+    """
+    title, refined = hard[0].config.title, self_guided(others)
+    found = [
+        judged(
+            "iiw_follows_norm", f"IIW and gradient norm of {title} change alike", "Spearman's rho of their changes",
+            [correlation(run) for run in hard], unit="rho", reason=at_chance(hard),
+        )
+    ]  # fmt: skip
+    if refined and paired(hard, refined):
+        name, why = refined[0].config.title, at_chance(hard, refined)
+        both = paired(hard, refined)
+        growth = [log_growth(h) - log_growth(r) for h, r in both]
+        text = f"the gradient norm of {title} grows more after the first drop of the learning rate than that of {name}"
+        found.append(judged("norm_grows", text, "log ratio, last epoch", growth, unit="", reason=why))
+        for id, what, column in (
+            ("smaller_norm", "a smaller gradient norm", "batch_gradient_norm_hard"),
+            ("less_information", "less information in its weights", "iiw_paper"),
+        ):
+            less = [math.log(h.curve[-1][column] / r.curve[-1][column]) for h, r in both]
             text = f"{name} ends with {what} than {title}"
-            lines.append(judge(text, less, [0.0] * len(less), f"one number a seed, {seeds}"))
-    return "\n".join(lines)
+            found.append(judged(id, text, "log ratio, last epoch", less, unit="", reason=why))
+    rules = [hard, *others.values()]
+    seeds = set.intersection(*({run.config.seed for run in those} for those in rules))
+    if len(rules) > 2 and seeds:
+        marks = []
+        for seed in sorted(seeds):
+            of_seed = [next(run for run in those if run.config.seed == seed) for those in rules]
+            drops, iiw = [run.drop("pgd_20") for run in of_seed], [run.curve[-1]["iiw_paper"] for run in of_seed]
+            marks.append(spearmanr(drops, iiw).statistic)
+        text = "label rules that lose more robust accuracy end with more IIW"
+        of = f"Spearman's rho over {len(rules)} rules"
+        found.append(judged("iiw_marks_overfitting", text, of, marks, unit="rho", reason=at_chance(*rules)))
+    return found
 
 
-def self_guided(runs: dict[str, list[Result]]) -> list[Result] | None:
-    """The runs with self-guided labels, if there are any."""
-    return next((those for those in runs.values() if those[0].config.labels == "self_guided"), None)
-
-
-def trend(run: Result) -> float:
-    """Spearman's rank correlation of IIW and gradient norm over the epochs after the first tenth."""
+def correlation(run: Result) -> float:
+    """Spearman's rho of the changes of IIW and gradient norm from epoch to epoch, after the first tenth of them."""
     rows = run.curve[len(run.curve) // 10 :]
-    return spearmanr([r["iiw_paper"] for r in rows], [r["batch_gradient_norm_hard"] for r in rows]).statistic
+    changes = [[b[c] - a[c] for a, b in pairwise(rows)] for c in ("iiw_paper", "batch_gradient_norm_hard")]
+    return spearmanr(*changes).statistic
 
 
-def all_of(truths) -> str:
-    """'true', 'false', or for how many of the seeds."""
-    truths = list(truths)
-    share = statistics.fmean(truths)
-    return {1.0: "true", 0.0: "false"}.get(share, f"true for {sum(truths)} of {len(truths)} seeds")
+def log_growth(run: Result, column: str = "batch_gradient_norm_hard") -> float:
+    """The logarithm of a column's last value over its median in the tenth of the epochs before the rate first drops."""
+    drop = run.config.drop_epochs[0] if run.config.drop_epochs else len(run.curve) // 2
+    before = [row for row in run.curve if drop - math.ceil(len(run.curve) / 10) <= row["epoch"] < drop] or run.curve[:1]
+    return math.log(run.curve[-1][column] / statistics.median(row[column] for row in before))

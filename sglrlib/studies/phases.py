@@ -6,7 +6,8 @@ import statistics
 
 import pandas as pd
 
-from sglrlib.show.tables import at_chance, claim, judge, per_image
+from sglrlib.show.tables import per_image
+from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 
 RULE = (
@@ -27,9 +28,8 @@ def growth_start(values: list[float], *, factor: float = 1.5, window: int = 5) -
 
 def stages(run: Result) -> tuple[int, int]:
     """How many epochs the stationary stage, after the first tenth, and the growth stage of a run last."""
-    norms = [row["batch_gradient_norm_hard"] for row in run.curve]
-    start = growth_start(norms) or len(norms) + 1
-    return start - 1 - math.ceil(len(norms) / 10), len(norms) + 1 - start
+    start, epochs = growth_start_of(run), len(run.curve)
+    return start - 1 - math.ceil(epochs / 10), epochs + 1 - start
 
 
 def roughness(run: Result, column: str = "test_robust") -> list[float]:
@@ -55,28 +55,47 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def claims(piecewise: list[Result], cosine: list[Result]) -> str:
-    """What the slides and the supplement (B.5) say of the two stages and of the two schedules, with verdicts."""
-    if guessing := at_chance(piecewise, cosine):
-        return guessing
-    of = f"{len(piecewise[0].curve)} epochs x {len(piecewise)} seed{'s' * (len(piecewise) > 1)}"
-    both = all(min(stages(run)) > 0 for run in piecewise)
-    traces, errors = zip(*(trace_rise(run) for run in piecewise), strict=True)
-    pairs = paired(piecewise, cosine)
+def claims(piecewise: list[Result], cosine: list[Result]) -> list[Claim]:
+    """What the slides and the supplement (B.5) say of the two stages and of the two schedules."""
+    why, pairs = at_chance(piecewise, cosine), paired(piecewise, cosine)
+    near = [math.ceil(len(run.curve) / 10) - abs(growth_start_of(run) - run.config.drop_epochs[0]) for run in piecewise]
+    rises = [trace_rise(run) for run in piecewise]
     rough = [[roughness(run) for run in pair] for pair in pairs]
-    smoother = [statistics.fmean(p) - statistics.fmean(c) for p, c in rough]
-    spread = [math.hypot(*(statistics.stdev(moves) / math.sqrt(len(moves)) for moves in pair)) for pair in rough]
-    longer = [abs(stages(p)[0] - stages(c)[0]) - 5 for p, c in pairs]
-    overfits = [per_image(run, "diff", "pgd_20") for run in cosine]
-    return "\n".join(
-        [
-            f"Training has a stationary stage and a growth stage: {str(both).lower()} (gradient norm, {of})",
-            judge("The trace of the Hessian rises from the growth's start to the end", traces, errors, of),
-            judge("The cosine schedule moves robust accuracy less from epoch to epoch", smoother, spread, of),
-            claim("The cosine schedule does not prevent robust overfitting", "pgd_20", overfits),
-            judge("The stationary stages differ by more than 5 epochs", longer, [0.5] * len(longer), of),
-        ]
-    )
+    spreads = [math.hypot(*(statistics.stdev(moves) / math.sqrt(len(moves)) for moves in pair)) for pair in rough]
+    found = [
+        judged(
+            "two_stages", "the gradient norm starts to grow within a tenth of the epochs of the learning rate's first "
+            "drop", "gradient norm, epochs to spare", near, unit="epochs", reason=why,
+        ),
+        judged(
+            "sharpness", "the trace of the Hessian rises from the growth's start to the end", "trace, last - start",
+            [rise for rise, _ in rises], unit="", errors=[error for _, error in rises], reason=why,
+        ),
+    ]  # fmt: skip
+    if pairs:
+        smoother = [statistics.fmean(p) - statistics.fmean(c) for p, c in rough]
+        later = [abs(stages(p)[0] - stages(c)[0]) - 5 for p, c in pairs]
+        overfits = [100 * per_image(run, "diff", "pgd_20") for run in cosine]
+        found += [
+            judged(
+                "cosine_smoother", "under cosine, robust accuracy moves less from epoch to epoch",
+                "robust, mean change, second half", smoother, errors=spreads, reason=why,
+            ),
+            judged(
+                "cosine_overfits", "cosine does not prevent robust overfitting", "PGD-20, best - last", overfits,
+                reason=why,
+            ),
+            judged(
+                "cosine_border", "under cosine the stationary stage is longer or shorter by more than 5 epochs",
+                "gradient norm, epochs beyond 5", later, unit="epochs", reason=why,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def growth_start_of(run: Result) -> int:
+    """The epoch in which a run's growth stage starts, the one after the last where there is none."""
+    return growth_start([row["batch_gradient_norm_hard"] for row in run.curve]) or len(run.curve) + 1
 
 
 def trace_rise(run: Result) -> tuple[float, float]:

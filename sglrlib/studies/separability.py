@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
@@ -13,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from sglrlib.config import RunConfig
 from sglrlib.judging.diagnostics import features
 from sglrlib.show import plots
-from sglrlib.show.tables import judge
+from sglrlib.show.verdicts import Claim, judged
 from sglrlib.training.runs import load_model
 from sglrlib.training.train import run_data
 
@@ -79,16 +80,18 @@ def table(embeddings: list[Embedding]) -> pd.DataFrame:
     )
 
 
-def claims(embeddings: list[Embedding]) -> str:
+def claims(embeddings: list[Embedding]) -> list[Claim]:
     """Whether self-guided labels give the more separable features at each noise rate, by both numbers."""
-    at = {(e.config.noise_rate, e.config.labels): e for e in embeddings}
-    lines = []
+    at: dict[tuple[float, str], list[Embedding]] = {}
+    for e in embeddings:
+        at.setdefault((e.config.noise_rate, e.config.labels), []).append(e)
+    found = []
     for (rate, rule), guided in at.items():
         for rival in ("hard", "smooth") if rule == "self_guided" else ():
-            if other := at.get((rate, rival)):
-                text = f"{rate:.0%} noise: features are more separable with self-guided than with {rival} labels"
-                for name, what in (("silhouette", "silhouette"), ("agreement", "neighbours of the class")):
-                    gain = 100 * (getattr(guided, name) - getattr(other, name))
-                    error = gain.std() / len(gain) ** 0.5
-                    lines.append(judge(text, [gain.mean()], [error], f"{what}, n = {len(gain)} test images, one seed"))
-    return "\n".join(lines)
+            seeds = {e.config.seed: e for e in at.get((rate, rival), [])}
+            pairs = [(e, seeds[e.config.seed]) for e in guided if e.config.seed in seeds]
+            text = f"{rate:.0%} noise: features are more separable with self-guided than with {rival} labels"
+            for name, of in (("silhouette", "silhouette"), ("agreement", "neighbours of the class")) if pairs else ():
+                more = [torch.from_numpy(100 * (getattr(e, name) - getattr(other, name))) for e, other in pairs]
+                found.append(judged("separable", text, of, more))
+    return found
