@@ -193,7 +193,7 @@ def theorem_1(p: Tensor, f: Tensor, weights: Tensor, lam: Tensor) -> list[Check]
     one = F.one_hot(torch.tensor(0), p.shape[2]).to(p)
     i_vector = h_soft - entropy(mix(lam, one.expand_as(a), uniform[:, 0]))  # w gives y away: p(y|x',w) is one-hot
     apart = information(mix(lam, p[:, :1], f), weights)
-    tells = "I(y;w|x') = 0, but y* tells f_w, and so w, for every λ < 1"
+    tells = "I(y;w|x') = 0, but y* tells of f_w, and so of w, for every λ < 1"
     brackets = "brackets: (1-λ) [H(u,f) - H(p,f)]"
     return [
         Check("(A.1) I(y*;w|x') <= I(y;w|x'), the same w", over(i_soft - i)),
