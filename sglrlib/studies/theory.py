@@ -5,6 +5,7 @@ of the paper's supplement; what it says of losses is in theory_loss.py.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,19 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SAME = 1e-5  # the library's float32 is exact to about 1e-6; every slip found is far above
+PAPER, AMENDED, OURS = "paper", "amended", "ours"
+WHOSE = {
+    PAPER: "The paper's statements, as printed in its slides and its supplement",
+    AMENDED: "The paper's, with one of our corrections already made",
+    OURS: "Ours: special cases, gradients, units, examples, this library's code",
+}
 
 
 class Check(NamedTuple):
     """A statement's largest residual over the draws, as printed and as corrected (None: no correction is known).
 
     Of an equation that is |left - right|, of an inequality by how much it is violated. why: what the correction is,
-    or why there is none.
+    or why there is none. whose: who makes the statement, one of WHOSE.
     """
 
     item: str
     printed: float
     corrected: float | None = None
     why: str = ""
+    whose: str = PAPER
 
     @property
     def verdict(self) -> str:
@@ -35,11 +43,31 @@ class Check(NamedTuple):
         return f"{'holds after correction' if mended else 'false'}: {self.why}"
 
 
+amended, ours = (partial(Check, whose=whose) for whose in (AMENDED, OURS))
+
+
 def table(checks: list[Check]) -> str:
-    """A line for each check: item, residual as printed, residual as corrected, whether it holds."""
-    rows = [(c.item, shown(c.printed), shown(c.corrected), c.verdict.partition(":")[0]) for c in checks]
-    lines, width = [("item", "as printed", "as corrected", "holds?"), *rows], max(len(row[0]) for row in rows)
-    return "\n".join(f"{item:<{width}}  {a:>10}  {b:>12}  {holds}" for item, a, b, holds in lines)
+    """A line for each check: item, whose it is, residual as printed, residual as corrected, whether it holds."""
+    rows = [(c.item, c.whose, shown(c.printed), shown(c.corrected), c.verdict.partition(":")[0]) for c in checks]
+    lines, width = [("item", "whose", "as printed", "as corrected", "holds?"), *rows], max(len(row[0]) for row in rows)
+    return "\n".join(f"{item:<{width}}  {whose:<7}  {a:>10}  {b:>12}  {holds}" for item, whose, a, b, holds in lines)
+
+
+def status(checks: list[tuple[Check, str]]) -> str:
+    """Every check's verdict and what it was put to, listed and counted apart by whose statement it is."""
+    width, blocks = max(len(c.item) for c, _ in checks), []
+    for whose, title in WHOSE.items():
+        mine = [(c, n) for c, n in checks if c.whose == whose]
+        rows = [f"{c.item:<{width}}  {n:<13}  {c.verdict}" for c, n in mine]
+        blocks.append("\n".join([f"{title}: {count([c for c, _ in mine])}", *rows]))
+    return "\n\n".join(blocks)
+
+
+def count(checks: list[Check]) -> str:
+    """How many checks, and how many of each verdict."""
+    verdicts = [c.verdict.partition(":")[0] for c in checks]
+    kinds = ("holds", "holds after correction", "false")
+    return f"{len(checks)} (" + ", ".join(f"{kind}: {verdicts.count(kind)}" for kind in kinds) + ")"
 
 
 def label_noise(hessian: Tensor, x: Tensor, eps: Tensor) -> list[Check]:
@@ -68,16 +96,30 @@ def label_noise(hessian: Tensor, x: Tensor, eps: Tensor) -> list[Check]:
     taylor = [over(eps * slope - power * high / 2 - gain) for power in (eps, eps**2)]
     step, step_peak = (over((1 - q) * low / lipschitz - slope) for q in (bowl, peak))
     whole, whole_peak = over(bound(bowl) - bowl_gain), over(bound(peak) - peak_gain)
+    literal, literal_peak = over(printed(bowl) - bowl_gain), over(printed(peak) - peak_gain)
     certain, peaked = torch.ones_like(eps), "for a maximum of 1 near x, so a negative definite one"
     silent = over(-printed(certain)), over(-bound(certain)), "it is negative, with ε as with ε², and says nothing"
     return [
-        Check("Label noise, attack's gain >= ε|∇f| - (ε/2) σ_max", *taylor, "ε²/2"),
-        Check("Label noise, the bound is the same in any unit of x", unit, unit_kept, "ε²/4 for ε/4"),
-        Check("Label noise, |∇f| >= (1-q) σ_min/L, Hessian positive definite", step, step_peak, peaked),
-        Check("Label noise, the bound with ε²/4, Hessian positive definite", whole, whole_peak, peaked),
-        Check("Label noise, the bound is below (1-q)/2 (ours)", over(bound(peak) - (1 - peak) / 2)),
-        Check("Label noise, a positive bound for certain labels, q = 1", *silent),
+        Check("Label noise, the bound, Hessian positive definite", literal, whole_peak, f"{peaked}; ε²/4 for any unit"),
+        amended("Label noise, the bound near a maximum of 1, Hessian negative definite", literal_peak),
+        amended("Label noise, the bound with ε²/4, Hessian positive definite", whole, whole_peak, peaked),
+        ours("Label noise, attack's gain >= ε|∇f| - (ε/2) σ_max", *taylor, "ε²/2"),
+        ours("Label noise, the bound is the same in any unit of x", unit, unit_kept, "ε²/4 for ε/4"),
+        ours("Label noise, |∇f| >= (1-q) σ_min/L, Hessian positive definite", step, step_peak, peaked),
+        ours("Label noise, the bound is below (1-q)/2", over(bound(peak) - (1 - peak) / 2)),
+        ours("Label noise, a positive bound for certain labels, q = 1", *silent),
     ]  # fmt: skip
+
+
+def bowl_attacked(levels: float) -> tuple[float, float, float]:
+    """What the probability f(z) = z^2 / 400 loses at z = 10 of 255 grey levels when attacked by 8 of them.
+
+    And the least that Taylor's bound makes it lose with epsilon, as in the slides, and with epsilon squared, where
+    lengths are counted in units of so many grey levels.
+    """
+    z, eps, curvature = 10 / levels, 8 / levels, levels**2 / 200
+    loss = curvature * (z**2 - (z - eps) ** 2) / 2
+    return loss, *(eps * z * curvature - power * curvature / 2 for power in (eps, eps**2))
 
 
 def label_noise_bound(eps, q, low, high, lipschitz, *, power=2, samples=math.inf, delta=0.05):
@@ -111,8 +153,8 @@ def lemma_1(joint: Tensor, learner: Tensor, f: Tensor) -> list[Check]:
             "Lemma 1 (PAC-Bayes), the sum over the sample S", gap(loss.sum(1) - printed.mean(1)),
             gap(loss.sum(1) - exact.sum(1)), "m times the right-hand side, with KL[p(y|x,w) || f]"
         ),
-        Check("Lemma 1, the mean over S", blind, gap(loss - exact), "KL[p(y|x,w) || f]: the weights know the labels"),
-        Check("Lemma 1, I(w;y|x) >= 0", over(-information)),
+        amended("Lemma 1, the mean over S", blind, gap(loss - exact), "KL[p(y|x,w) || f]: the weights know the labels"),
+        ours("Lemma 1, I(w;y|x) >= 0", over(-information)),
     ]  # fmt: skip
 
 
@@ -129,7 +171,7 @@ def log_sum(a: Tensor, b: Tensor) -> list[Check]:
 def theorem_1(p: Tensor, f: Tensor, weights: Tensor, lam: Tensor) -> list[Check]:
     """Theorem 1 at one input x': p(y|x', w) and f(y|x', w) (n, W, K), p(w|x') (n, W), lambda (n,)."""
     uniform = torch.full_like(p[:, :1], 1 / p.shape[2])
-    soft = mix(lam, p, uniform)
+    soft, guided = mix(lam, p, uniform), mix(lam, p, f)
 
     def mean(values):
         return (weights * values).sum(1)
@@ -137,23 +179,28 @@ def theorem_1(p: Tensor, f: Tensor, weights: Tensor, lam: Tensor) -> list[Check]
     def marginal(p):
         return (weights[..., None] * p).sum(1)
 
-    def information(p):
-        return entropy(marginal(p)) - mean(entropy(p))
-
     h_u, h, h_soft = math.log(p.shape[2]), entropy(marginal(p)), entropy(marginal(soft))
     e, e_soft, e_u = (mean(kl(target, f)) for target in (p, soft, uniform))
     loss, loss_soft, loss_u = (mean(cross_entropy(target, f)) for target in (p, soft, uniform))
-    i, i_soft, change, rest = information(p), information(soft), loss_soft - loss, 1 - lam
+    i, i_soft, i_guided, i_f = (information(law, weights) for law in (p, soft, guided, f))
+    change, rest = loss_soft - loss, 1 - lam
     js, js_w = jensen_shannon(lam, marginal(p), uniform[:, 0]), mean(jensen_shannon(lam, p, uniform))
     mixed, sides = lam * h + rest * h_u, rest * (h_u - h) + i - i_soft + e_soft - e
     # Labels that do not depend on w: no information, so Q is zero; the proof's own equation is solved for it.
     a, b, g = p[:, 0], soft[:, 0], f[:, 0]
     q = cross_entropy(b, g) - cross_entropy(a, g) - rest * (h_u - entropy(a)) - kl(b, g) + kl(a, g)
     q_kept, more = q - jensen_shannon(lam, a, uniform[:, 0]), "such a learner has I = H(y|x'), and y* has more entropy"
+    one = F.one_hot(torch.tensor(0), p.shape[2]).to(p)
+    i_vector = h_soft - entropy(mix(lam, one.expand_as(a), uniform[:, 0]))  # w gives y away: p(y|x',w) is one-hot
+    apart = information(mix(lam, p[:, :1], f), weights)
+    tells = "I(y;w|x') = 0, but y* tells of f_w, and so of w, for every λ < 1"
     brackets = "brackets: (1-λ) [H(u,f) - H(p,f)]"
     return [
         Check("(A.1) I(y*;w|x') <= I(y;w|x'), the same w", over(i_soft - i)),
-        Check("(A.1) for a w that is trained on y* and remembers it", over(h_soft - h), None, more),
+        ours("(A.1) for self-guided labels (f_w for u), p independent of w", over(apart), None, tells),
+        ours("I(y*;w|x') <= λ I(y;w|x') + (1-λ) I(ŷ;w|x') for them, ŷ ~ f_w", over(i_guided - lam * i - rest * i_f)),
+        ours("(A.1) for a w that remembers smoothed label vectors", over(i_vector - h)),
+        ours("(A.1) for a w that remembers labels drawn from y*", over(h_soft - h), None, more),
         Check("(A.2)", gap(mix(lam, p, p) - p)),
         Check("(A.3) line 1", gap(loss_soft - h_soft + i_soft - e_soft)),
         Check("(A.3) lines 2, 3", gap(h_soft - mixed), gap(h_soft - mixed - js), "+ JS_λ(p, u), Jensen-Shannon"),
@@ -171,8 +218,8 @@ def theorem_1(p: Tensor, f: Tensor, weights: Tensor, lam: Tensor) -> list[Check]
             gap(change - rest * (loss_u - loss)), brackets
         ),
         Check("Q = I(w;p) - I(w;p*) >= 0", over(i_soft - i)),
-        Check("Q = (1-λ) I(w;p) + E_w JS_λ(p_w, u) - JS_λ(p, u) (ours)", gap(i - i_soft - rest * i - js_w + js)),
-        Check("Q of the proof is 0 where p does not depend on w", gap(q), gap(q_kept), "JS_λ kept on both sides"),
+        ours("Q = (1-λ) I(w;p) + E_w JS_λ(p_w, u) - JS_λ(p, u)", gap(i - i_soft - rest * i - js_w + js)),
+        ours("Q of the proof is 0 where p does not depend on w", gap(q), gap(q_kept), "JS_λ kept on both sides"),
     ]  # fmt: skip
 
 
@@ -206,6 +253,11 @@ def jensen_shannon(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """weight KL(a||m) + (1 - weight) KL(b||m), m being the mixture: what mixing adds to the entropy."""
     m, weight = mix(weight, a, b), weight.reshape(-1, *[1] * (a.dim() - 2))
     return weight * kl(a, m) + (1 - weight) * kl(b, m)
+
+
+def information(law: Tensor, weights: Tensor) -> Tensor:
+    """I(y;w) (n,) of labels with the law p(y|w) (n, W, K) and of weights with the probabilities p(w) (n, W)."""
+    return entropy((weights[..., None] * law).sum(1)) - (weights * entropy(law)).sum(1)
 
 
 def one_hot(q: Tensor) -> Tensor:

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 from sglrlib.method.labels import Hard, SelfGuided
 from sglrlib.method.methods import Distillation
-from sglrlib.studies.theory import Check, cross_entropy, distributions, entropy, gap, kl, mix, one_hot, over
+from sglrlib.studies.theory import (
+    Check,
+    amended,
+    cross_entropy,
+    distributions,
+    entropy,
+    gap,
+    kl,
+    mix,
+    one_hot,
+    ours,
+    over,
+)
 
 CONSTANT = "the loss has no constant sum over the labels, as MAE has"
 
@@ -41,14 +53,14 @@ def proposition_1(p: Tensor, q: Tensor, alpha: Tensor) -> list[Check]:
         Check("(A.6) last line", gap(loss - rest * ce - alpha * entropy(p))),
         Check("(A.7) lines 1, 2", gap(loss - swapped + rkl)),
         Check("(A.7) line 3, l_sce + α l_rkl with (A.5)", gap(loss - sce - rkl), exact, signs),
-        Check("(A.7) line 3, weights swapped, still plus", gap(loss - swapped - rkl), exact, signs),
-        Check(
+        amended("(A.7) line 3, weights swapped, still plus", gap(loss - swapped - rkl), exact, signs),
+        ours(
             "(A.7) for one-hot labels", gap(cross_entropy(hard, p) - infinite),
             gap(cross_entropy(hard, p) - guide - alpha * entropy(p)), "two of its terms are infinite; (A.6) serves"
         ),
-        Check("Gradient of (A.7), the guide detached", gap(slope - attached), gap(slope - scaled), "(1-α)(p - q)"),
-        Check("Gradient, not detached, (1-α)(p-q) - α p (log p + H(p)) (ours)", gap(slope_attached - attached)),
-        Check("SelfGuided(r, alpha=0, lam=0), gradient (1-r)(p - y) (ours)", gap(torch.stack(library))),
+        ours("Gradient of (A.7), the guide detached", gap(slope - attached), gap(slope - scaled), "(1-α)(p - q)"),
+        ours("Gradient, not detached, (1-α)(p-q) - α p (log p + H(p))", gap(slope_attached - attached)),
+        ours("SelfGuided(r, alpha=0, lam=0), gradient (1-r)(p - y)", gap(torch.stack(library))),
     ]  # fmt: skip
 
 
@@ -65,7 +77,7 @@ def proposition_2(p: Tensor, q: Tensor, teacher: Tensor, alpha: Tensor) -> list[
         Check("(A.10)", gap(kl(teacher, p) - cross_entropy(teacher, p) + entropy(teacher))),
         Check("(A.11)", gap(loss - a11), gap(loss - a11 - alpha * entropy(teacher)), "+ α H(p_t)"),
         Check("(A.11), gradients only", gap(slope - p + soft)),
-        Check("Proposition 2 for KD-AT as published (T = 2), gradients", gap(hot), gap(cold), "at temperature 1 only"),
+        ours("Proposition 2 for KD-AT as published (T = 2), gradients", gap(hot), gap(cold), "at temperature 1 only"),
     ]
 
 
@@ -95,7 +107,7 @@ def symmetric(f: Tensor, y: Tensor, alpha: Tensor, eta: Tensor) -> list[Check]:
             "η/(K-1) (T(f*) - T(f)) for C, and no constant"
         ),
         Check("Theorem 2, symmetric, R^η* <= R^η", over(noisy_change), None, CONSTANT),
-        Check("Theorem 2, symmetric, R^η* <= R^η for MAE (ours)", over(flat_change)),
+        ours("Theorem 2, symmetric, R^η* <= R^η for MAE", over(flat_change)),
         Check("Theorem 2, 1 - ηK/(K-1) > 0 iff η < 1 - 1/K", over((edge * k / (k - 1) - 1) * (1 - 1 / k - edge))),
     ]  # fmt: skip
 
@@ -136,9 +148,9 @@ def asymmetric(f: Tensor, y: Tensor, alpha: Tensor, noise: Tensor) -> list[Check
         Check("(A.15)", gap(a15), max(over(a15), flat15), upper),
         Check("(A.16)", gap(a16), max(over(a16), flat16), upper),
         Check("(A.17)", *a17(refined_loss(f, alpha)), second),
-        Check("(A.17) for MAE", *a17(mae(f)), second),
+        ours("(A.17) for MAE", *a17(mae(f)), second),
         Check("Theorem 2, asymmetric, R* = 0, R^η* <= R^η", excess(lambda g: refined_loss(g, alpha)), None, CONSTANT),
-        Check("Theorem 2, asymmetric, R* = 0, R^η* <= R^η for MAE (ours)", excess(mae)),
+        ours("Theorem 2, asymmetric, R* = 0, R^η* <= R^η for MAE", excess(mae)),
     ]  # fmt: skip
 
 
@@ -146,7 +158,7 @@ def detached(eta: float, classes: int, r: float) -> list[Check]:
     """Where SelfGuided's gradient vanishes on average over noisy labels, if its guide is the present prediction."""
     label = symmetric_noise(torch.tensor([eta], dtype=torch.float64), classes)[0, :1]
     gradients = library_gradient(label.expand(classes, -1), torch.eye(classes), r)
-    return [Check("SelfGuided(r, alpha=0, lam=0), noisy labels, rests at 1-η (ours)", gap(label @ gradients))]
+    return [ours("SelfGuided(r, alpha=0, lam=0), noisy labels, rests at 1-η", gap(label @ gradients))]
 
 
 def algorithm_1(classes: int, alpha: float, r: float, updates: int) -> list[Check]:
@@ -160,8 +172,8 @@ def algorithm_1(classes: int, alpha: float, r: float, updates: int) -> list[Chec
         p.append(rule.p.sum())
     y, p, left = torch.stack(y) - 1, torch.stack(p) - 1, alpha ** torch.arange(updates + 1)
     return [
-        Check("Algorithm 1, p_t sums to 1", gap(p), gap(p + left[1:]), "to 1 - α^t"),
-        Check("Algorithm 1, y sums to 1", gap(y), gap(y + r * left[:-1]), "to 1 - r α^(t-1)"),
+        ours("Algorithm 1, p_t sums to 1", gap(p), gap(p + left[1:]), "to 1 - α^t"),
+        ours("Algorithm 1, y sums to 1", gap(y), gap(y + r * left[:-1]), "to 1 - r α^(t-1)"),
     ]
 
 
