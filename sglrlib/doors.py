@@ -19,7 +19,7 @@ from sglrlib.config import DEFAULTS, RunConfig, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import verify
 from sglrlib.method.attacks import ATTACKS, EXAMPLES, OBJECTIVES, Own
-from sglrlib.method.data import DATASETS, NOISES, Dataset, load_data
+from sglrlib.method.data import DATASETS, NOISES, Dataset, Split, load_data
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS, Method
 from sglrlib.method.models import MODELS
@@ -43,8 +43,8 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
     arch         build(*, classes, shape) -> a network: images (N, *shape) in [0, 1] in, raw logits (N, classes) out.
     dataset      a method.data.Dataset whose load() returns (train images, y), (test images, y): NumPy arrays, uint8
                  (N, C, H, W) and integers (N,). recipe: what its runs change in RunConfig's defaults.
-    noise        noise(images, y, dataset, generator) -> both, of shapes and types as given: a spoilt (n, C, H, W) uint8
-                 and (n,) int64.
+    noise        noise(split, dataset, generator) -> (images, y), of the shapes and types that they have in split, a
+                 method.data.Split of the samples to spoil: (n, C, H, W) uint8 and (n,) int64.
     diagnostics  record(snapshot) -> {column: number}, after each epoch of the runs that name it; snapshot is a
                  judging.diagnostics.Snapshot.
     row          a dictionary of changes to a recipe, the row's name in tables.
@@ -203,10 +203,11 @@ def try_dataset(dataset: Dataset, name: str) -> None:
 
 
 def try_noise(noise: Callable, name: str) -> None:
-    check_arguments(noise, ["images", "y", "dataset", "generator"])
+    check_arguments(noise, ["split", "dataset", "generator"])
     dataset = next(iter(DATASETS.values()))
     images, y = torch.zeros(6, *dataset.shape, dtype=torch.uint8), torch.arange(6) % dataset.classes
-    spoilt, labels = noise(images.clone(), y.clone(), dataset, torch.Generator().manual_seed(0))
+    split = Split(images.clone(), y.clone(), y.clone(), torch.arange(6))
+    spoilt, labels = noise(split, dataset, torch.Generator().manual_seed(0))
     same(spoilt, images, "images")
     same(labels, y, "labels")
     if not 0 <= labels.min() <= labels.max() < dataset.classes:

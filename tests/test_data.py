@@ -4,24 +4,26 @@ import pickle
 import signal
 import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 
 from sglrlib.checks import UsageError
-from sglrlib.method import data
+from sglrlib.method import files
 from sglrlib.method.data import (
     AUGMENTS,
     DATASETS,
     NOISES,
-    DataError,
     Split,
     crop_flip,
     load_data,
     planted,
     stratified_order,
 )
+from sglrlib.method.files import DataError
 
 
 def test_digits_splits_are_disjoint_whole_and_fixed():
@@ -47,6 +49,17 @@ def test_a_part_of_the_training_images_is_drawn_by_the_seed():
         assert torch.bincount(drawn.train.y_clean, minlength=10).sub(20).abs().max() <= 2
 
 
+def test_a_sample_knows_its_place_in_the_datasets_own_files():
+    """Through validation, drawing, noise and folds, also of test images."""
+    asked = dict(train_size=200, val_size=297, test_size=400, seed=1, folds=5, fold=2)
+    loaded = load_data("digits", **asked, noise="symmetric_wrong", noise_rate=0.5)
+    train, test = ([torch.from_numpy(part) for part in parts] for parts in DATASETS["digits"].load())
+    for split, (images, y) in ((loaded.train, train), (loaded.val, train), (loaded.test, test)):
+        assert split.position.dtype == torch.int64 and len(split.position) == len(split)
+        assert torch.equal(split.images, images[split.position]) and torch.equal(split.y_clean, y[split.position])
+    assert not set(loaded.train.position.tolist()) & set(loaded.val.position.tolist())
+
+
 def test_every_prefix_is_stratified():
     y = np.repeat(np.arange(5), [100, 100, 100, 50, 50])
     order = stratified_order(y, 0)
@@ -59,7 +72,7 @@ def test_every_prefix_is_stratified():
 @pytest.mark.parametrize(("kind", "share"), [("symmetric", 0.9), ("symmetric_wrong", 1.0), ("class_dependent", 1.0)])
 def test_noise_conventions(kind, share):
     y = torch.arange(20_000) % 10
-    split = Split(torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), y, y)
+    split = Split(torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), y, y, torch.arange(20_000))
     spoilt = planted(split, DATASETS["digits"], kind, 0.4, seed=0)
     noisy, wrong = spoilt.y, spoilt.y != y
     assert wrong.double().mean().item() == pytest.approx(0.4 * share, abs=0.01)
@@ -75,7 +88,8 @@ def test_noise_conventions(kind, share):
 def alike():
     """2,000 times one image of 64 pixels, no two of them equal: (p, p + 64, p + 128) in its three channels."""
     image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8)
-    return Split(image.repeat(2000, 1, 1, 1), torch.arange(2000) % 10, torch.arange(2000) % 10)
+    y = torch.arange(2000) % 10
+    return Split(image.repeat(2000, 1, 1, 1), y, y, torch.arange(2000))
 
 
 def spoil(split, kind, rate, seed=0):
@@ -146,7 +160,7 @@ def test_cifar10_confusions_are_mutual_for_cat_and_dog():
     confusions = DATASETS["cifar10"].confusions
     assert len(confusions) == 10
     assert (confusions[3], confusions[5], confusions[9], confusions[2], confusions[4]) == (5, 3, 1, 0, 7)
-    every = Split(torch.zeros(10, 3, 1, 1, dtype=torch.uint8), torch.arange(10), torch.arange(10))
+    every = Split(torch.zeros(10, 3, 1, 1, dtype=torch.uint8), *[torch.arange(10)] * 3)
     assert tuple(spoil(every, "class_dependent", 1.0).y.tolist()) == confusions
 
 
@@ -196,7 +210,7 @@ def test_bad_requests(wrong, said):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where datasets are looked for: tmp_path / data."""
-    monkeypatch.setattr(data, "DATA", tmp_path / "data")
+    monkeypatch.setattr(files, "DATA", tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -204,38 +218,38 @@ def tiny_cifar(interrupt=lambda: None):
     """A CIFAR-10 of 60 images, whole in every respect; interrupt is called when a download is half-way."""
     images = torch.zeros(10, 3072, dtype=torch.uint8).numpy()
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    files = {name: pickle.dumps(dict(data=images, labels=[*range(10)], name=name)) for name in names}
-    files["batches.meta"] = pickle.dumps(dict(label_names=[*"abcdefghij"]))
-    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+    contents = {name: pickle.dumps(dict(data=images, labels=[*range(10)], name=name)) for name in names}
+    contents["batches.meta"] = pickle.dumps(dict(label_names=[*"abcdefghij"]))
+    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
 
     def download(self):
-        place = data.Path(self.root) / self.base_folder
+        place = Path(self.root) / self.base_folder
         place.mkdir()
-        for name, content in files.items():
+        for name, content in contents.items():
             (place / name).write_bytes(content)
             if name == "data_batch_3":
                 interrupt()
 
     lists = dict(train_list=[*sums.items()][:5], test_list=[*sums.items()][5:6])
     meta = dict(filename="batches.meta", key="label_names", md5=sums["batches.meta"])
-    return type("Tiny", (data.torchvision.datasets.CIFAR10,), dict(download=download, meta=meta, **lists))
+    return type("Tiny", (CIFAR10,), dict(download=download, meta=meta, **lists))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte changed", "empty", "missing"])
 def test_a_damaged_cifar_file_is_named_and_left_as_it_is(folder, fault, damage):
     source = tiny_cifar()
-    assert [part[0].shape for part in data.cifar(source)] == [(50, 3, 32, 32), (10, 3, 32, 32)]
+    assert [part[0].shape for part in files.cifar(source)] == [(50, 3, 32, 32), (10, 3, 32, 32)]
     path = folder / source.base_folder / "data_batch_2"
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
         path.write_bytes(dict(truncated=content[:-1], empty=b"").get(damage, b"x" + content[1:]))
-    data.cifar.cache_clear()  # as in another process
+    files.cifar.cache_clear()  # as in another process
     before = {file: file.read_bytes() for file in path.parent.iterdir()}
     with pytest.raises(
         DataError, match=r"^data_batch_2 in .*damaged or missing .md5.*Remove that folder and run again"
     ):
-        data.cifar(source)
+        files.cifar(source)
     fault(lost=before != {file: file.read_bytes() for file in path.parent.iterdir()})
 
 
@@ -244,7 +258,7 @@ def test_a_download_that_breaks_leaves_nothing(folder, fault):
         raise OSError("connection lost")
 
     with pytest.raises(DataError, match=r"could not be downloaded .connection lost.*run again"):
-        data.cifar(tiny_cifar(lost))
+        files.cifar(tiny_cifar(lost))
     fault(lost=bool([*folder.iterdir()]))
 
 
@@ -253,10 +267,10 @@ def test_a_download_killed_half_way_is_taken_for_none(folder, fault):
         warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: the child only writes files
         child = os.fork()
     if not child:
-        data.cifar(tiny_cifar(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        files.cifar(tiny_cifar(lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert [path.name[:10] for path in folder.iterdir()] == [".download-"]
-    fault(lost=len(data.cifar(tiny_cifar())[0][0]) != 50)
+    fault(lost=len(files.cifar(tiny_cifar())[0][0]) != 50)
 
 
 def test_a_data_folder_that_is_read_only(tmp_path, monkeypatch, folder, fault):
@@ -269,16 +283,16 @@ def test_a_data_folder_that_is_read_only(tmp_path, monkeypatch, folder, fault):
         folder.write_text("")
     try:
         with pytest.raises(DataError, match=r"cannot be written.*Set SGLR_DATA to a folder that can"):
-            data.cifar(tiny_cifar())
+            files.cifar(tiny_cifar())
     finally:
         if mounted:
             subprocess.run(["umount", folder], check=True)
-    monkeypatch.setattr(data, "DATA", tmp_path / "elsewhere")
-    fault(lost=len(data.cifar(tiny_cifar())[0][0]) != 50)
+    monkeypatch.setattr(files, "DATA", tmp_path / "elsewhere")
+    fault(lost=len(files.cifar(tiny_cifar())[0][0]) != 50)
 
 
 def test_splits_move_and_shrink():
-    split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5), torch.arange(5))
+    split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), *[torch.arange(5)] * 3)
     assert len(split.first(3)) == 3 and len(split.first(0)) == 5
     assert split.x(slice(2)).dtype == torch.float32
     assert len(split.to("cpu")) == 5

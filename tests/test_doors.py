@@ -122,8 +122,8 @@ def fgsm(model, x, y, eps, step, generator):
     return (x + eps * gradient.sign()).clamp(0, 1)
 
 
-def black(images, y, dataset, generator):
-    return images * 0, y
+def black(split, dataset, generator):
+    return split.images * 0, split.y
 
 
 def test_an_attack_is_judged_again_when_its_code_changes(small, store):
@@ -180,7 +180,8 @@ def test_a_method_a_network_a_dataset_a_noise_a_diagnostic_and_a_row_train(small
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in ("labels", "method", "noise") for name in doors.KNOWN[kind]]
+    ("kind", "name"),
+    [(kind, name) for kind in ("labels", "method", "noise") for name in doors.KNOWN[kind]],
 )
 def test_the_librarys_own_entries_keep_the_contract(kind, name):
     if name != "hard":  # whose title is that of no rule
@@ -232,8 +233,8 @@ def softly(*, classes, shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), classes + 1))
 
 
-def doubled(images, y, dataset, generator):
-    return images, y.double()
+def doubled(split, dataset, generator):
+    return split.images, split.y.double()
 
 
 @pytest.mark.parametrize(

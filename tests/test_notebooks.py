@@ -195,7 +195,7 @@ def test_missing_runs_are_shown_as_missing(store, notebook):
 )
 def test_committed_cifar10_results_are_drawn_without_data_or_checkpoints(store, monkeypatch, notebook):
     monkeypatch.setattr("sglrlib.store.results.RESULTS", RESULTS)
-    monkeypatch.setattr("sglrlib.method.data.DATA", store / "nowhere")
+    monkeypatch.setattr("sglrlib.method.files.DATA", store / "nowhere")
     text = execute(notebook, dataset="cifar10", scale="mini", train=False)
     assert "missing" not in text and ": true (" in text
     assert list((store / "runs" / "figures").glob(f"{notebook.stem}_cifar10_mini*.png"))

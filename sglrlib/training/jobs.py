@@ -20,7 +20,7 @@ from submitit.helpers import DelayedSubmission
 from sglrlib import doors
 from sglrlib.checks import UsageError
 from sglrlib.config import RunConfig
-from sglrlib.method.data import DataError
+from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
 from sglrlib.store.results import CHECKPOINTS
