@@ -71,7 +71,7 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
         raise UsageError(f"{kind} {name!r} failed when tried: {type(error).__name__}: {error}") from error
     for changed in recipe or ():
         one_of("recipe", changed, DEFAULTS)
-    enter(kind, name, entry, recipe, fingerprint(vars(entry) if kind == "dataset" else entry))
+    enter(kind, name, entry, recipe, fingerprint(parts(entry) if kind == "dataset" else entry))
     if kind == "dataset":
         try:
             own = recipes.recipe(name)
@@ -104,6 +104,11 @@ def enter(kind: str, name: str, entry: Any, recipe: dict | None, code: str) -> N
     if kind == "dataset":
         RECIPES[name] = dict(own=recipe or {})
     compose()
+
+
+def parts(dataset: Dataset) -> dict[str, Any]:
+    """A dataset's fields; human, which came later, only where it is set: the fingerprint of another stays as it was."""
+    return {name: value for name, value in vars(dataset).items() if name != "human" or value}
 
 
 def carried() -> bytes:

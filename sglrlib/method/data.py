@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from sglrlib.checks import one_of, within
-from sglrlib.method.files import Arrays, cifar
+from sglrlib.method.files import Arrays, Human, cifar
 
 Spoilt = tuple[Tensor, Tensor]  # images and labels
 SPLIT_SEED = 0  # which images are for validation and test never depends on a run's seed
@@ -82,11 +82,11 @@ def load_data(
     All splits are stratified. Validation and test are fixed and stay clean; seed decides which training images are
     drawn, where not all are, and the noise. With folds > 1, every folds-th training image, from position fold on, is
     left out after the noise is planted.
-    Raises UsageError for an unknown name or too large a size, DataError where the
+    Raises UsageError for an unknown name, noise that the dataset does not have or too large a size, DataError where the
     files are missing or damaged.
     """
     one_of("dataset", dataset, DATASETS)
-    check_noise(noise, noise_rate)
+    check_noise(dataset, noise, noise_rate)
     (train_images, train_y), (test_images, test_y) = DATASETS[dataset].load()
     within("train_size + val_size", train_size + val_size, 0, len(train_y))
     within("test_size", test_size, 0, len(test_y))
@@ -119,10 +119,14 @@ def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def check_noise(kind: str, rate: float) -> None:
-    """Raise UsageError unless a kind of noise is known, and its rate within [0, 1]."""
+def check_noise(dataset: str, kind: str, rate: float) -> None:
+    """Raise UsageError unless a kind of noise is known, its rate within [0, 1], and people gave the labels it needs."""
     one_of("noise", kind, NOISES)
     within("noise_rate", rate, 0, 1)
+    if rate:
+        human = DATASETS[dataset].human
+        known = [name for name in NOISES if name not in HUMAN or (human and HUMAN[name] in human.names)]
+        one_of(f"noise on {dataset}", kind, known)
 
 
 def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:
@@ -153,6 +157,16 @@ def class_dependent(split: Split, dataset: "Dataset", generator: torch.Generator
     return split.images, torch.tensor(confusions)[split.y]
 
 
+def human_aggregate(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+    """The label that most of three people gave (CIFAR-10N: 9.01 % wrong, the paper says 9.03 %)."""
+    return split.images, labels_by_people(dataset)["aggregate"][split.position]
+
+
+def human_worst(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+    """A wrong one of three people's labels, if any (CIFAR-10N: 40.21 % wrong); one person's (CIFAR-100N: 40.20 %)."""
+    return split.images, labels_by_people(dataset)["worst"][split.position]
+
+
 def gaussian(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Images of Gaussian noise with the dataset's mean and std of each channel; labels kept (Zhang et al. 2017)."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
@@ -177,9 +191,12 @@ def shuffled_pixels(split: Split, dataset: "Dataset", generator: torch.Generator
 NOISES: dict[str, Callable] = {
     noise.__name__: noise
     for noise in (
-        symmetric, symmetric_wrong, class_dependent, gaussian, random_pixels, shuffled_pixels,
+        symmetric, symmetric_wrong, class_dependent, gaussian, random_pixels, shuffled_pixels, human_aggregate,
+        human_worst,
     )
 }  # fmt: skip
+# Which of them are labels that people gave, and which of their labels; test images have none.
+HUMAN = dict(human_aggregate="aggregate", human_worst="worst")
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -238,6 +255,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     confusions: tuple[int, ...] | None = None  # None: the next class
+    human: Human | None = None  # labels that people gave the training images
 
 
 DATASETS = {
@@ -250,6 +268,11 @@ DATASETS = {
         std=(0.2023, 0.1994, 0.2010),
         # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
         confusions=(0, 1, 0, 5, 7, 3, 6, 7, 8, 1),
+        human=Human(
+            "CIFAR-10_human.pt",
+            "873e69c39cb9b5e97fb6bae2d60bb59b38a5cbc31d2b868f7903dcb2b9dd2310",
+            dict(aggregate="aggre_label", worst="worse_label") | {f"random_{i}": f"random_label{i}" for i in (1, 2, 3)},
+        ),
     ),
     "cifar100": Dataset(
         lambda: cifar(torchvision.datasets.CIFAR100),
@@ -257,5 +280,25 @@ DATASETS = {
         shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+        human=Human(
+            "CIFAR-100_human.pt",
+            "bd2d80409754d420292d622e15e25248ba21e37d27429efac49c8da723f44394",
+            dict(worst="noisy_label"),
+        ),
     ),
 }
+
+
+def human_labels(dataset: str) -> dict[str, Tensor]:
+    """The labels that people gave a dataset's training images: name -> (N,) int64, in the order of Split.position.
+
+    Of cifar10 the three people's, random_1 to random_3; aggregate, which most of them gave; and worst, a wrong one if
+    there is one. Of cifar100 one person's, worst. Raises UsageError for another dataset, DataError as load_data() does.
+    """
+    one_of("dataset with human labels", dataset, [name for name, known in DATASETS.items() if known.human])
+    return labels_by_people(DATASETS[dataset])
+
+
+def labels_by_people(dataset: Dataset) -> dict[str, Tensor]:
+    (_, y), _ = dataset.load()
+    return dataset.human.labels(y)
