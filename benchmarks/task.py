@@ -79,7 +79,7 @@ def task(arch: str, device: str, batch_size: int = 0, images: int = 50_000) -> T
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (images, *DATASETS["cifar10"].shape), generator=generator, dtype=torch.uint8)
     y = torch.randint(10, (images,), generator=generator)
-    return Task(config, Split(x, y, y).to(device))
+    return Task(config, Split(x, y, y, torch.arange(images)).to(device))
 
 
 @exact_fp32()

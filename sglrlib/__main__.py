@@ -16,7 +16,7 @@ import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sglrlib.checks import UsageError, within
-from sglrlib.method.data import DataError
+from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
 from sglrlib.store import lease

@@ -13,7 +13,7 @@ import torch
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.judging.diagnostics import DIAGNOSTICS
 from sglrlib.method.attacks import PGD
-from sglrlib.method.data import AUGMENTS, DATASETS, NOISES
+from sglrlib.method.data import AUGMENTS, DATASETS, NOISES, check_noise
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS
 from sglrlib.method.models import parse_arch
@@ -80,6 +80,7 @@ class RunConfig:
         parse_arch(self.arch)
         for name, (low, high) in RANGES.items():
             within(name, getattr(self, name), low, high)
+        check_noise(self.dataset, self.noise, self.noise_rate)
         for drop in self.lr_drops:
             within("lr_drops", drop, 0, 1)
         if self.attack_mode == "train" and self.precision != "fp32":

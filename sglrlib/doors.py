@@ -19,7 +19,7 @@ from sglrlib.config import DEFAULTS, RunConfig, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import verify
 from sglrlib.method.attacks import ATTACKS, EXAMPLES, OBJECTIVES, Own
-from sglrlib.method.data import DATASETS, NOISES, Dataset, load_data
+from sglrlib.method.data import DATASETS, NOISES, Dataset, Split, load_data
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS, Method
 from sglrlib.method.models import MODELS
@@ -43,8 +43,8 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
     arch         build(*, classes, shape) -> a network: images (N, *shape) in [0, 1] in, raw logits (N, classes) out.
     dataset      a method.data.Dataset whose load() returns (train images, y), (test images, y): NumPy arrays, uint8
                  (N, C, H, W) and integers (N,). recipe: what its runs change in RunConfig's defaults.
-    noise        noise(images, y, dataset, generator) -> both, of shapes and types as given: a spoilt (n, C, H, W) uint8
-                 and (n,) int64.
+    noise        noise(split, dataset, generator) -> (images, y), of the shapes and types that they have in split, a
+                 method.data.Split of the samples to spoil: (n, C, H, W) uint8 and (n,) int64.
     diagnostics  record(snapshot) -> {column: number}, after each epoch of the runs that name it; snapshot is a
                  judging.diagnostics.Snapshot.
     row          a dictionary of changes to a recipe, the row's name in tables.
@@ -71,7 +71,7 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
         raise UsageError(f"{kind} {name!r} failed when tried: {type(error).__name__}: {error}") from error
     for changed in recipe or ():
         one_of("recipe", changed, DEFAULTS)
-    enter(kind, name, entry, recipe, fingerprint(vars(entry) if kind == "dataset" else entry))
+    enter(kind, name, entry, recipe, fingerprint(parts(entry) if kind == "dataset" else entry))
     if kind == "dataset":
         try:
             own = recipes.recipe(name)
@@ -104,6 +104,11 @@ def enter(kind: str, name: str, entry: Any, recipe: dict | None, code: str) -> N
     if kind == "dataset":
         RECIPES[name] = dict(own=recipe or {})
     compose()
+
+
+def parts(dataset: Dataset) -> dict[str, Any]:
+    """A dataset's fields; human, which came later, only where it is set: the fingerprint of another stays as it was."""
+    return {name: value for name, value in vars(dataset).items() if name != "human" or value}
 
 
 def carried() -> bytes:
@@ -203,10 +208,11 @@ def try_dataset(dataset: Dataset, name: str) -> None:
 
 
 def try_noise(noise: Callable, name: str) -> None:
-    check_arguments(noise, ["images", "y", "dataset", "generator"])
+    check_arguments(noise, ["split", "dataset", "generator"])
     dataset = next(iter(DATASETS.values()))
     images, y = torch.zeros(6, *dataset.shape, dtype=torch.uint8), torch.arange(6) % dataset.classes
-    spoilt, labels = noise(images.clone(), y.clone(), dataset, torch.Generator().manual_seed(0))
+    split = Split(images.clone(), y.clone(), y.clone(), torch.arange(6))
+    spoilt, labels = noise(split, dataset, torch.Generator().manual_seed(0))
     same(spoilt, images, "images")
     same(labels, y, "labels")
     if not 0 <= labels.min() <= labels.max() < dataset.classes:

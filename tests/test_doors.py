@@ -1,7 +1,7 @@
 """What is registered from outside is known everywhere, is part of a run's identity, and refused where it is wrong."""
 
 import linecache
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nbformat
 import numpy as np
@@ -17,7 +17,7 @@ from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.method.attacks import chain
-from sglrlib.method.data import Dataset, load_data
+from sglrlib.method.data import DATASETS, HUMAN, Dataset, load_data
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import PGDAT, Method
 from sglrlib.recipes import ROWS, row_recipe
@@ -122,8 +122,14 @@ def fgsm(model, x, y, eps, step, generator):
     return (x + eps * gradient.sign()).clamp(0, 1)
 
 
-def black(images, y, dataset, generator):
-    return images * 0, y
+def black(split, dataset, generator):
+    return split.images * 0, split.y
+
+
+def test_a_dataset_without_peoples_labels_has_the_fingerprint_that_it_always_had():
+    data = Dataset(stripes, 3, (1, 6, 6), (0.4,), (0.3,))
+    assert [*doors.parts(data)] == ["load", "classes", "shape", "mean", "std", "confusions"]
+    assert doors.parts(replace(data, human=DATASETS["cifar10"].human))["human"].names
 
 
 def test_an_attack_is_judged_again_when_its_code_changes(small, store):
@@ -180,7 +186,8 @@ def test_a_method_a_network_a_dataset_a_noise_a_diagnostic_and_a_row_train(small
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in ("labels", "method", "noise") for name in doors.KNOWN[kind]]
+    ("kind", "name"),
+    [(kind, name) for kind in ("labels", "method", "noise") for name in doors.KNOWN[kind] if name not in HUMAN],
 )
 def test_the_librarys_own_entries_keep_the_contract(kind, name):
     if name != "hard":  # whose title is that of no rule
@@ -232,8 +239,8 @@ def softly(*, classes, shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), classes + 1))
 
 
-def doubled(images, y, dataset, generator):
-    return images, y.double()
+def doubled(split, dataset, generator):
+    return split.images, split.y.double()
 
 
 @pytest.mark.parametrize(

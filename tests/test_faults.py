@@ -24,7 +24,7 @@ from sglrlib.config import make_config
 from sglrlib.method import attacks
 from sglrlib.method.attacks import chain
 from sglrlib.method.autoattack import Part
-from sglrlib.method.data import DataError
+from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT
 from sglrlib.show import notebook, tables
 from sglrlib.store import checkpoint, lease, log, results

@@ -15,7 +15,7 @@ from torch import nn
 from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
 from sglrlib.config import DEFAULTS
-from sglrlib.method.data import DataError
+from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT
 from sglrlib.recipes import ROWS
 from sglrlib.show import plan

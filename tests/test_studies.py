@@ -223,6 +223,14 @@ def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
     assert plots.colour_of("PGD-AT", ["TRADES", "PGD-AT"]) == plots.COLOURS["PGD-AT"]
 
 
+@pytest.mark.parametrize(
+    ("noise", "said"), [("symmetric", "drawn anew"), ("human_worst", "given by people"), ("", "no planted noise")]
+)
+def test_a_headline_says_where_the_training_labels_are_from(noise, said):
+    config = recipe("cifar10", noise=noise or "human_worst", noise_rate=0.4 if noise else 0.0)
+    assert said in plots.headline([dataclasses.replace(result([]), config=config)])
+
+
 @pytest.mark.parametrize(("errors", "said"), [([0.5] * 20, "trace, ± s.e."), (None, "trace")])
 def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
     columns = dict(hessian_trace=[3.0] * 20) | (dict(hessian_trace_error=errors) if errors else {})

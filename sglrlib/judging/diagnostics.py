@@ -174,7 +174,8 @@ class Snapshot:
     """A run after an epoch. model is a copy in eval mode: nothing that a diagnostic does to it reaches the run.
 
     train is the subset that the curve is measured on, by assigned labels y; in test, y are labels with noise planted
-    as in the training labels. own_loss(model, x, x_adv, index) is the mean of the loss that the method minimises.
+    as in the training labels, or clean ones where those are people's. own_loss(model, x, x_adv, index) is the mean of
+    the loss that the method minimises.
     """
 
     model: nn.Module

@@ -1,12 +1,8 @@
 """Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted noise."""
 
-import functools
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,40 +11,38 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets.utils import check_integrity
 
 from sglrlib.checks import one_of, within
-from sglrlib.paths import DATA
+from sglrlib.method.files import Arrays, Human, cifar
 
 Spoilt = tuple[Tensor, Tensor]  # images and labels
-Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (images, y) of train and test
 SPLIT_SEED = 0  # which images are for validation and test never depends on a run's seed
-
-
-class DataError(RuntimeError):
-    """A dataset is missing, damaged or cannot be downloaded; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split on one device: images (N, C, H, W) uint8; the labels trained on and the clean ones, (N,) int64."""
+    """One split on one device: images (N, C, H, W) uint8; the labels trained on and the clean ones, (N,) int64.
+
+    position (N,) int64: the place of each sample in the dataset's own training or test files.
+    """
 
     images: Tensor
     y: Tensor
     y_clean: Tensor
+    position: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, index: slice | Tensor) -> "Split":
-        return Split(self.images[index], self.y[index], self.y_clean[index])
+        return Split(self.images[index], self.y[index], self.y_clean[index], self.position[index])
 
     def first(self, n: int) -> "Split":
         """The first n images (all if n is 0)."""
         return self[: n or None]
 
     def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.y.to(device), self.y_clean.to(device))
+        return Split(*(part.to(device) for part in (self.images, self.y, self.y_clean, self.position)))
 
     def x(self, index: slice | Tensor = slice(None)) -> Tensor:
         """Images as float32 in [0, 1], (n, C, H, W)."""
@@ -88,9 +82,11 @@ def load_data(
     All splits are stratified. Validation and test are fixed and stay clean; seed decides which training images are
     drawn, where not all are, and the noise. With folds > 1, every folds-th training image, from position fold on, is
     left out after the noise is planted.
-    Raises UsageError for an unknown name or too large a size, DataError where the files are missing or damaged.
+    Raises UsageError for an unknown name, noise that the dataset does not have or too large a size, DataError where the
+    files are missing or damaged.
     """
     one_of("dataset", dataset, DATASETS)
+    check_noise(dataset, noise, noise_rate)
     (train_images, train_y), (test_images, test_y) = DATASETS[dataset].load()
     within("train_size + val_size", train_size + val_size, 0, len(train_y))
     within("test_size", test_size, 0, len(test_y))
@@ -103,7 +99,7 @@ def load_data(
 
     def split(images, y, index):
         y = torch.from_numpy(y[index])
-        return Split(torch.from_numpy(images[index]), y, y)
+        return Split(torch.from_numpy(images[index]), y, y, torch.from_numpy(index))
 
     noisy = planted(split(train_images, train_y, train), DATASETS[dataset], noise, noise_rate, seed=seed)
     within("fold", fold, 0, max(0, folds - 1))
@@ -123,59 +119,84 @@ def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:
-    """The split with int(rate * N) of its N samples, chosen without replacement, spoilt by NOISES[kind].
-
-    Raises UsageError for an unknown kind or a rate outside [0, 1].
-    """
+def check_noise(dataset: str, kind: str, rate: float) -> None:
+    """Raise UsageError unless a kind of noise is known, its rate within [0, 1], and people gave the labels it needs."""
     one_of("noise", kind, NOISES)
     within("noise_rate", rate, 0, 1)
+    if rate:
+        human = DATASETS[dataset].human
+        known = [name for name in NOISES if name not in HUMAN or (human and HUMAN[name] in human.names)]
+        one_of(f"noise on {dataset}", kind, known)
+
+
+def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:
+    """The split with int(rate * N) of its N samples, chosen without replacement, spoilt by NOISES[kind]."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(split), generator=generator)[: int(rate * len(split))]
+    if not len(chosen):
+        return split
     images, y = split.images.clone(), split.y.clone()
-    images[chosen], y[chosen] = NOISES[kind](images[chosen], y[chosen], dataset, generator)
-    return Split(images, y, split.y_clean)
+    images[chosen], y[chosen] = NOISES[kind](split[chosen], dataset, generator)
+    return replace(split, images=images, y=y)
 
 
-def symmetric(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def symmetric(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Labels drawn from all K classes, the true one included, as released: rate * (K-1)/K of all end up wrong."""
-    return images, torch.randint(dataset.classes, y.shape, generator=generator)
+    return split.images, torch.randint(dataset.classes, split.y.shape, generator=generator)
 
 
-def symmetric_wrong(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def symmetric_wrong(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Labels drawn from the K-1 wrong classes, as in Theorem 2."""
-    return images, (y + torch.randint(1, dataset.classes, y.shape, generator=generator)) % dataset.classes
+    shift = torch.randint(1, dataset.classes, split.y.shape, generator=generator)
+    return split.images, (split.y + shift) % dataset.classes
 
 
-def class_dependent(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def class_dependent(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """The one class that the dataset names as the true one's confusion."""
-    return images, torch.tensor(dataset.confusions or [(k + 1) % dataset.classes for k in range(dataset.classes)])[y]
+    confusions = dataset.confusions or [(k + 1) % dataset.classes for k in range(dataset.classes)]
+    return split.images, torch.tensor(confusions)[split.y]
 
 
-def gaussian(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def human_aggregate(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+    """The label that most of three people gave (CIFAR-10N: 9.01 % wrong, the paper says 9.03 %)."""
+    return split.images, labels_by_people(dataset)["aggregate"][split.position]
+
+
+def human_worst(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+    """A wrong one of three people's labels, if any (CIFAR-10N: 40.21 % wrong); one person's (CIFAR-100N: 40.20 %)."""
+    return split.images, labels_by_people(dataset)["worst"][split.position]
+
+
+def gaussian(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Images of Gaussian noise with the dataset's mean and std of each channel; labels kept (Zhang et al. 2017)."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
-    drawn = torch.randn(images.shape, generator=generator) * std + mean
-    return (drawn * 255).clamp(0, 255).to(torch.uint8), y
+    drawn = torch.randn(split.images.shape, generator=generator) * std + mean
+    return (drawn * 255).clamp(0, 255).to(torch.uint8), split.y
 
 
-def random_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def random_pixels(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """Each image's pixels in an order of its own, all channels alike; labels kept (Zhang et al. 2017)."""
+    images = split.images
     order = torch.rand(len(images), 1, images.shape[2:].numel(), generator=generator).argsort(2)
-    return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), y
+    return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), split.y
 
 
-def shuffled_pixels(images: Tensor, y: Tensor, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def shuffled_pixels(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
     """All images' pixels in one random order; labels kept (Zhang et al. 2017)."""
-    order = torch.randperm(images.shape[2:].numel(), generator=generator)
-    return images.flatten(2)[:, :, order].view_as(images), y
+    order = torch.randperm(split.images.shape[2:].numel(), generator=generator)
+    return split.images.flatten(2)[:, :, order].view_as(split.images), split.y
 
 
 # What can be wrong with a training sample: its label, or its image.
 NOISES: dict[str, Callable] = {
     noise.__name__: noise
-    for noise in (symmetric, symmetric_wrong, class_dependent, gaussian, random_pixels, shuffled_pixels)
-}
+    for noise in (
+        symmetric, symmetric_wrong, class_dependent, gaussian, random_pixels, shuffled_pixels, human_aggregate,
+        human_worst,
+    )
+}  # fmt: skip
+# Which of them are labels that people gave, and which of their labels; test images have none.
+HUMAN = dict(human_aggregate="aggregate", human_worst="worst")
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -221,42 +242,6 @@ def digits() -> Arrays:
     return (images[train], y[train]), (images[test], y[test])
 
 
-@functools.lru_cache(maxsize=1)  # a run asks for its data several times
-def cifar(source: type[torchvision.datasets.CIFAR10]) -> Arrays:
-    """CIFAR-10 or CIFAR-100 below DATA in torchvision's own layout, downloaded whole or not at all."""
-    if not (DATA / source.base_folder).exists():
-        download(source)
-    folder, meta = DATA / source.base_folder, source.meta
-    files = [*source.train_list, *source.test_list, (meta["filename"], meta["md5"])]
-    if damaged := [name for name, md5 in files if not check_integrity(str(folder / name), md5)]:
-        raise DataError(
-            f"{', '.join(damaged)} in {folder}: damaged or missing (md5). Remove that folder and run again to download "
-            f"it, or put the files of {source.filename} there."
-        )
-    parts = [source(str(DATA), train=train, download=False) for train in (True, False)]
-    return [(part.data.transpose(0, 3, 1, 2), np.array(part.targets, dtype=np.int64)) for part in parts]
-
-
-def download(source: type[torchvision.datasets.CIFAR10]) -> None:
-    """Fetch and unpack into a temporary folder beside the final one; only a whole dataset is moved into place."""
-    try:
-        DATA.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".download-", dir=DATA))
-    except OSError as error:
-        raise DataError(f"{DATA} cannot be written ({error}). Set SGLR_DATA to a folder that can.") from error
-    try:
-        source(str(partial), download=True)
-        (partial / source.base_folder).replace(DATA / source.base_folder)
-    except Exception as error:
-        if not (DATA / source.base_folder).exists():  # else another process was faster
-            raise DataError(
-                f"{source.__name__} is not in {DATA} and could not be downloaded ({error}). Connect to the network and "
-                f"run again, or unpack {source.filename} ({source.url}) there."
-            ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class Dataset:
     """How to load a dataset; an image's (C, H, W); per-channel mean and std; the class each one is mistaken for.
@@ -270,6 +255,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     confusions: tuple[int, ...] | None = None  # None: the next class
+    human: Human | None = None  # labels that people gave the training images
 
 
 DATASETS = {
@@ -282,6 +268,11 @@ DATASETS = {
         std=(0.2023, 0.1994, 0.2010),
         # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
         confusions=(0, 1, 0, 5, 7, 3, 6, 7, 8, 1),
+        human=Human(
+            "CIFAR-10_human.pt",
+            "873e69c39cb9b5e97fb6bae2d60bb59b38a5cbc31d2b868f7903dcb2b9dd2310",
+            dict(aggregate="aggre_label", worst="worse_label") | {f"random_{i}": f"random_label{i}" for i in (1, 2, 3)},
+        ),
     ),
     "cifar100": Dataset(
         lambda: cifar(torchvision.datasets.CIFAR100),
@@ -289,5 +280,25 @@ DATASETS = {
         shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+        human=Human(
+            "CIFAR-100_human.pt",
+            "bd2d80409754d420292d622e15e25248ba21e37d27429efac49c8da723f44394",
+            dict(worst="noisy_label"),
+        ),
     ),
 }
+
+
+def human_labels(dataset: str) -> dict[str, Tensor]:
+    """The labels that people gave a dataset's training images: name -> (N,) int64, in the order of Split.position.
+
+    Of cifar10 the three people's, random_1 to random_3; aggregate, which most of them gave; and worst, a wrong one if
+    there is one. Of cifar100 one person's, worst. Raises UsageError for another dataset, DataError as load_data() does.
+    """
+    one_of("dataset with human labels", dataset, [name for name, known in DATASETS.items() if known.human])
+    return labels_by_people(DATASETS[dataset])
+
+
+def labels_by_people(dataset: Dataset) -> dict[str, Tensor]:
+    (_, y), _ = dataset.load()
+    return dataset.human.labels(y)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sglrlib import paths
 from sglrlib.config import RunConfig
 from sglrlib.judging.diagnostics import reliability
+from sglrlib.method.data import HUMAN
 from sglrlib.show.tables import column_title, paper_place, paper_value
 from sglrlib.store.results import CHECKPOINTS, Result
 
@@ -257,7 +258,8 @@ def arrow(axis, title: str, best: list[float], last: list[float], *, filled: boo
 def headline(runs: list[Result]) -> str:
     """What was run, on one line: dataset, network, budget, planted noise, images and seeds."""
     config = runs[0].config
-    noise = f"{config.noise_rate:.0%} of the training labels drawn anew" if config.noise_rate else "no planted noise"
+    how = "given by people" if config.noise in HUMAN else "drawn anew"
+    noise = f"{config.noise_rate:.0%} of the training labels {how}" if config.noise_rate else "no planted noise"
     n, attacked = runs[0].sizes["test"], config.attacked_size
     n = f"{n} test images" + (f", {attacked} attacked over epochs" if 0 < attacked < n else "")
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"

@@ -20,7 +20,7 @@ from submitit.helpers import DelayedSubmission
 from sglrlib import doors
 from sglrlib.checks import UsageError
 from sglrlib.config import RunConfig
-from sglrlib.method.data import DataError
+from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
 from sglrlib.store.results import CHECKPOINTS
@@ -195,9 +195,9 @@ def send(
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:
-    """Load each dataset in the sizes that are asked for. Raises DataError or UsageError where that cannot be."""
-    sizes = {(c.dataset, c.train_size, c.val_size, c.test_size): c for c in configs}
-    for config in sizes.values():
+    """Load each dataset in the sizes and with the noise asked for. Raises DataError or UsageError where that fails."""
+    asked = {(c.dataset, c.train_size, c.val_size, c.test_size, c.noise if c.noise_rate else ""): c for c in configs}
+    for config in asked.values():
         run_data(config)
 
 

@@ -11,7 +11,7 @@ from sglrlib.config import RunConfig
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import outputs
 from sglrlib.method.attacks import untouched
-from sglrlib.method.data import DATASETS, Data, Split, planted
+from sglrlib.method.data import DATASETS, HUMAN, Data, Split, planted
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import Method
 
@@ -43,10 +43,14 @@ def diagnose(
     config: RunConfig, initial: nn.Module, labels: Hard, method: Method, teachers: Sequence, data: Data,
     model: nn.Module, views: dict[str, View], clean_pass: str,
 ) -> dict[str, float]:  # fmt: skip
-    """The columns of config.diagnostics, made on copies: the run goes on as if it had not been looked at."""
+    """The columns of config.diagnostics, made on copies: the run goes on as if it had not been looked at.
+
+    Test labels get the noise of the training labels, but for people's labels: of test images there are none.
+    """
     if not config.diagnostics:
         return {}
-    noisy = planted(data.test.to("cpu"), DATASETS[config.dataset], config.noise, config.noise_rate, seed=config.seed)
+    rate = 0.0 if config.noise in HUMAN else config.noise_rate
+    noisy = planted(data.test.to("cpu"), DATASETS[config.dataset], config.noise, rate, seed=config.seed)
     test = views["test"]
     test = View(test.x, noisy.y.to(test.y.device), test.y_clean, test.logits, test.x_adv, test.logits_adv)
     row = {}

@@ -22,7 +22,8 @@ from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
-from sglrlib.method.data import DATASETS, DataError, Split
+from sglrlib.method.data import DATASETS, Split
+from sglrlib.method.files import DataError
 from sglrlib.method.models import flops
 from sglrlib.paths import RUNS
 from sglrlib.store import checkpoint, results
