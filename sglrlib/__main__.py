@@ -20,6 +20,7 @@ from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
 from sglrlib.store import lease
+from sglrlib.studies import registry
 from sglrlib.training import jobs, runs
 
 
@@ -58,7 +59,16 @@ def parser() -> argparse.ArgumentParser:
     sent.add_argument("--partition", default="", help="Slurm's")
     sent.add_argument("--cpus", type=int, default=4, help="of each worker on Slurm")
     sent.add_argument("-s", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="option of sbatch")
+    judged = commands.add_parser("claims", help="judge the paper's claims by the committed results, and keep that")
+    judged.set_defaults(do=judge_claims)
     return top
+
+
+def judge_claims(asked: argparse.Namespace) -> int:
+    """Write the verdicts on the claims, and show them."""
+    registry.write()
+    print(registry.summary())
+    return 0
 
 
 def list_runs(asked: argparse.Namespace) -> int:

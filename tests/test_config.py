@@ -198,7 +198,7 @@ def test_teachers_share_the_recipe_and_nothing_of_the_students_method():
 
 def test_a_train_mode_attack_needs_fp32():
     with pytest.raises(UsageError, match="attack_mode = 'train' attacks the network itself: precision must be 'fp32'"):
-        recipe("cifar10", "mini", attack_mode="train")
+        recipe("cifar10", attack_mode="train", precision="bf16")
 
 
 def test_another_common_name_leads_to_ours():

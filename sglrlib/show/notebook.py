@@ -200,10 +200,15 @@ def show_claims(found: Sequence[Claim], needs: str) -> None:
     if not found:
         print(f"No claim can be judged: {needs}")
         return
+    show_table(verdicts.table(found).set_index("claim"))
+    print(verdicts.note(found))
+
+
+def show_table(table: pd.DataFrame) -> None:
+    """Show a table with all its rows, columns and words."""
     whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 250]
     with pd.option_context(*whole):
-        display(verdicts.table(found).set_index("claim"))
-    print(verdicts.note(found))
+        display(table)
 
 
 @dataclass

@@ -1,0 +1,174 @@
+"""The registry: each claim of the paper once, data/claims.csv, and what the committed results say of it at each scale.
+
+`python -m sglrlib claims` judges them all and writes data/results/claims.csv, which README and notebooks are read from.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+
+from sglrlib.config import RunConfig
+from sglrlib.paths import CLAIMS, RESULTS
+from sglrlib.recipes import SWEPT, recipe, row_recipe
+from sglrlib.show.verdicts import Claim, holm, with_interval
+from sglrlib.store.results import Result, read
+from sglrlib.studies import calibration, overfitting, phases, refinement, sweep
+
+SCALES = {
+    ("digits", "mini"): "digits",
+    ("cifar10", "small"): "CIFAR-10 small",
+    ("cifar100", "small"): "CIFAR-100 small",
+}
+COLUMNS = [
+    "id", "scale", "claim", "measured by", "effect (95 %)", "images", "seeds", "verdict", "after Holm", "reason",
+]  # fmt: skip
+VERDICTS = RESULTS / "claims.csv"
+MOST_SEEDS = 10
+Row = Callable[..., list[Result]]  # a row's name and changes -> its committed results, one a seed
+
+
+def known() -> pd.DataFrame:
+    """data/claims.csv, by id: the paper's words, where they stand, what decides, the notebook."""
+    return pd.read_csv(CLAIMS, keep_default_na=False, dtype=str).set_index("id")
+
+
+def committed(make: Callable[..., RunConfig], *columns: str) -> list[Result]:
+    """The committed results of a configuration at every seed that has them, with these columns."""
+    found = []
+    for seed in range(MOST_SEEDS):
+        config = make(seed=seed)
+        path = RESULTS / f"{config.id}.json"
+        if path.exists():
+            found.append(read(config, path))
+    return [run for run in found if all(run.has(column, 1) for column in columns)]
+
+
+def judge_all() -> list[tuple[str, Claim]]:
+    """Every claim that committed results can judge, with its scale; what that scale cannot carry is withheld."""
+    claims = known()
+    found = []
+    for (dataset, scale), title in SCALES.items():
+        for claim in judge(dataset, scale):
+            why = claims.loc[claim.id, "not on digits"] if dataset == "digits" else ""
+            found.append((title, replace(claim, reason=claim.reason or why)))
+    return found
+
+
+def judge(dataset: str, scale: str) -> Iterator[Claim]:
+    """The claims on one dataset at one scale, notebook by notebook."""
+
+    def row(name: str, *columns: str, **changes: object) -> list[Result]:
+        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
+
+    yield from main_tables(row)
+    yield from noise_rates(dataset, scale)
+    yield from calibrated(row)
+    yield from schedules(row)
+    yield from label_rules(row)
+    yield from kinds_of_noise(row, dataset)
+
+
+def main_tables(row: Row) -> Iterator[Claim]:
+    """Notebooks 01 and 02."""
+    for method in ("PGD-AT", "TRADES"):
+        hard, refined = row(method), row(method + "+SGLR")
+        columns = [c for c in ("pgd_20", "autoattack", "natural") if all(run.has(c, 1) for run in hard + refined)]
+        if hard and refined:
+            yield from refinement.claims(hard, refined, columns)
+
+
+def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
+    """Notebook 03."""
+    runs: dict[str, list[Result]] = {}
+    for noise, rates in (("symmetric", (0.2, 0.4, 0.6, 0.8)), ("symmetric_wrong", (0.4, 0.8))):
+        for rate in rates:
+            for labels in ("hard", "self_guided"):
+                how = dict(SWEPT, method="standard", noise=noise, noise_rate=rate, labels=labels)
+                runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
+    yield from sweep.claims(sweep.by_noise(runs))
+
+
+def calibrated(row: Row) -> Iterator[Claim]:
+    """Notebook 04."""
+    attacks = ("pgd_10", "square_500")
+    columns = [f"confidence {attack}" for attack in ("natural", *attacks)]
+    standard, hard, refined = (row(name, *columns) for name in ("Standard", "PGD-AT", "PGD-AT+SGLR"))
+    if hard and refined:
+        yield from calibration.claims(hard, refined, attacks, standard)
+
+
+def schedules(row: Row) -> Iterator[Claim]:
+    """Notebook 06."""
+    piecewise, cosine = row("PGD-AT", "pgd_20"), row("PGD-AT", "pgd_20", schedule="cosine")
+    if piecewise:
+        yield from phases.claims(piecewise, cosine)
+
+
+def label_rules(row: Row) -> Iterator[Claim]:
+    """Notebook 07."""
+    hard = row("PGD-AT", "pgd_20")
+    others = {name: row(name, "pgd_20") for name in ("PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR")}
+    others = {name: those for name, those in others.items() if those}
+    if hard and others:
+        yield from refinement.rival_claims(others)
+        yield from overfitting.claims(hard, others)
+
+
+def kinds_of_noise(row: Row, dataset: str) -> Iterator[Claim]:
+    """Notebook 09."""
+    kinds = {kind: row("PGD-AT", "pgd_20", noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels")}
+    kinds["symmetric"] = row("PGD-AT", "pgd_20", noise_rate=0.3)
+    kinds = {kind: those for kind, those in kinds.items() if those}
+    yield from refinement.drop_claims("other_noise", kinds, "symmetric")
+    budgets = (0, 6, 13, 26, 39) if dataset == "digits" else (0, 2, 4, 8, 12)
+    named = {f"eps = {eps}/255": row("PGD-AT", "pgd_20", eps_255=eps, step_255=eps / 4) for eps in budgets}
+    named = {name: those for name, those in named.items() if those}
+    yield from refinement.drop_claims("weak_attacks", named, f"eps = {budgets[3]}/255")
+
+
+def table() -> pd.DataFrame:
+    """The verdicts: one row a claim, what measured it, and scale; Holm's family is all claims at a scale."""
+    found = judge_all()
+    survives = {}
+    for scale in SCALES.values():
+        of_scale = [claim for where, claim in found if where == scale]
+        survives |= {id(claim): yes for claim, yes in zip(of_scale, holm(of_scale), strict=True)}
+    rows = [
+        {
+            "id": claim.id, "scale": scale, "claim": claim.text, "measured by": claim.of,
+            "effect (95 %)": with_interval(claim), "images": claim.images, "seeds": claim.seeds,
+            "verdict": claim.word, "after Holm": "yes" if survives[id(claim)] else "no", "reason": claim.reason,
+        }
+        for scale, claim in found
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def write() -> None:
+    """Judge every claim by the committed results and write data/results/claims.csv."""
+    table().to_csv(VERDICTS, index=False, lineterminator="\n")
+
+
+def of_notebook(number: str) -> pd.DataFrame:
+    """What the committed results say of a notebook's claims: alike on every machine."""
+    kept = pd.read_csv(VERDICTS, keep_default_na=False)
+    mine = kept[kept.id.isin(known().query("notebook == @number").index)]
+    return mine[["scale", "claim", "measured by", "effect (95 %)", "seeds", "verdict"]].set_index(["scale", "claim"])
+
+
+def summary() -> str:
+    """The claims for README, a table in Markdown: the paper's words, and at each scale how often they hold."""
+    kept, claims = pd.read_csv(VERDICTS, keep_default_na=False), known()
+    lines = [f"| the paper's claim | {' | '.join(SCALES.values())} | notebook |", "|---" * (len(SCALES) + 2) + "|"]
+    for name, claim in claims.iterrows():
+        cells = []
+        for scale in SCALES.values():
+            verdicts = list(kept.verdict[(kept.id == name) & (kept.scale == scale)])
+            counts = [f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts)]
+            alike = len(set(verdicts)) == 1
+            cells.append(verdicts[0] if alike else ", ".join(counts) or "not run")
+        words = f"“{claim.claim}” ({claim.loc['where']})" if not claim.claim.startswith("(") else claim.claim
+        lines.append(f"| {words} | {' | '.join(cells)} | {claim.notebook} |")
+    return "\n".join(lines)
