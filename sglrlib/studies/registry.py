@@ -67,7 +67,9 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from calibrated(row)
     yield from schedules(row)
     yield from label_rules(row)
+    yield from black_box(row)
     yield from kinds_of_noise(row, dataset)
+    yield from parts(row)
 
 
 def main_tables(row: Row) -> Iterator[Claim]:
@@ -116,6 +118,19 @@ def label_rules(row: Row) -> Iterator[Claim]:
         yield from overfitting.claims(hard, others)
 
 
+def black_box(row: Row) -> Iterator[Claim]:
+    """Notebook 08: whichever sources the committed attacks were made on."""
+    hard, refined = row("PGD-AT"), row("PGD-AT+SGLR")
+    made = [column for column in refined[0].evaluations["best"] if " from " in column] if refined else []
+    for column in made:
+        mine = [
+            [run for run in runs if run.has(column, 1) and run.has(column.split(" ")[0], 1)] for runs in (hard, refined)
+        ]
+        if all(mine):
+            yield from refinement.masking_claims(mine[1], [column])
+            yield from refinement.gap_claims(*mine, [column])
+
+
 def kinds_of_noise(row: Row, dataset: str) -> Iterator[Claim]:
     """Notebook 09."""
     kinds = {kind: row("PGD-AT", "pgd_20", noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels")}
@@ -126,6 +141,15 @@ def kinds_of_noise(row: Row, dataset: str) -> Iterator[Claim]:
     named = {f"eps = {eps}/255": row("PGD-AT", "pgd_20", eps_255=eps, step_255=eps / 4) for eps in budgets}
     named = {name: those for name, those in named.items() if those}
     yield from refinement.drop_claims("weak_attacks", named, f"eps = {budgets[3]}/255")
+
+
+def parts(row: Row) -> Iterator[Claim]:
+    """Notebook 12, without its control."""
+    whole = row("PGD-AT+SGLR", "pgd_20")
+    for name, value in (("r", 0.5), ("alpha", 0.0), ("lam", 0.0), ("lam", 1.0), ("refine_start", 0.65)):
+        changed = row("PGD-AT+SGLR", "pgd_20", **{name: value})
+        if whole and changed:
+            yield from refinement.part_claims(whole, "PGD-AT+SGLR", changed, f"{name} = {value:g}")
 
 
 def table() -> pd.DataFrame:
