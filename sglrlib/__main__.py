@@ -20,7 +20,7 @@ from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
 from sglrlib.store import lease
-from sglrlib.studies import registry
+from sglrlib.studies import readme, registry
 from sglrlib.training import jobs, runs
 
 
@@ -65,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def judge_claims(asked: argparse.Namespace) -> int:
-    """Write the verdicts on the claims, and show them."""
-    registry.write()
+    """Write the verdicts on the claims and the tables of README, and show the verdicts."""
+    registry.VERDICTS.write_text(registry.text())
+    readme.write()
     print(registry.summary())
     return 0
 

@@ -1,0 +1,72 @@
+"""The parts of README that are made from committed results, between '<!-- name -->' and '<!-- end of name -->'."""
+
+import json
+import re
+from functools import partial
+
+from sglrlib.paths import ROOT
+from sglrlib.recipes import PAPER_ROWS, row_recipe
+from sglrlib.show.tables import overview
+from sglrlib.store.results import Result
+from sglrlib.studies import registry
+
+README = ROOT / "README.md"
+
+
+def write() -> None:
+    """Put each part of parts() into its place. Raises ValueError where README has no such place."""
+    text = README.read_text()
+    for name, part in parts().items():
+        text, found = re.subn(place(name), lambda m, part=part: f"{m[1]}\n{part}\n{m[3]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"{README} has {found} places for {name!r}: expected one.")
+    README.write_text(text)
+
+
+def place(name: str) -> str:
+    """A pattern of three groups: the mark before a part, the part, the mark after it."""
+    return f"(<!-- {name} -->\n)(.*?)(\n<!-- end of {name} -->)"
+
+
+def parts() -> dict[str, str]:
+    """Name -> Markdown."""
+    made = {"claims": registry.summary(), "theory": theory()}
+    for (dataset, scale), title in registry.SCALES.items():
+        made[title] = main_table(dataset, scale)
+    return made
+
+
+def theory() -> str:
+    """How many statements of each kind hold, as the committed notebook 11 says."""
+    cells = json.loads((ROOT / "notebooks" / "11_theory.ipynb").read_text())["cells"]
+    texts = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", [])]
+    counts = [line for text in texts for line in text.splitlines() if "(holds: " in line]
+    return "\n" + "\n".join(f"    {line}" for line in counts) + "\n"
+
+
+def main_table(dataset: str, scale: str) -> str:
+    """Accuracies of the paper's rows, as a block of code; or that there are none."""
+    runs = {row: registry.committed(partial(row_recipe, row, dataset, scale)) for row in PAPER_ROWS}
+    runs = {row: those for row, those in runs.items() if those}
+    if not runs:
+        return "\nNot run yet.\n"
+    every = [run for those in runs.values() for run in those]
+    attacked = [column for column in ("pgd_20", "autoattack") if any(run.has(column, 1) for run in every)]
+    few = min((run.n("autoattack") for run in every if run.has("autoattack", 1)), default=0)
+    columns = ["natural", *attacked] + [f"pgd_20 on {few}"] * bool(few)
+    table = overview(runs, columns).to_string(index=False)
+    return "\n" + "\n".join(f"    {line}" for line in [*table.splitlines(), "", *notes(every)]) + "\n"
+
+
+def notes(every: list[Result]) -> list[str]:
+    """What stands below a table: the configuration, images and machines."""
+    c, seeds = every[0].config, sorted({run.config.seed for run in every})
+    where = sorted({run.provenance["cpu"] for run in every})
+    noise = f", {c.noise_rate:.0%} of their labels drawn anew" if c.noise_rate else ""
+    hours = sum(run.provenance["seconds"] for run in every) / 3600
+    return [
+        f"{c.arch}, {every[0].sizes['train']} training images{noise}, eps = {c.eps_255}/255, {c.epochs} epochs; "
+        f"seeds {', '.join(map(str, seeds))};",
+        f"best -> last epoch, mean ± standard deviation over seeds; {every[0].sizes['test']} test images;",
+        f"trained in {hours:.1f} core-hours on {' and '.join(where)}.",
+    ]
