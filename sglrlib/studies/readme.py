@@ -61,9 +61,9 @@ def main_table(dataset: str, scale: str) -> str:
 def notes(every: list[Result]) -> list[str]:
     """What stands below a table: the configuration, images and machines."""
     c, seeds = every[0].config, sorted({run.config.seed for run in every})
-    where = sorted({run.provenance["cpu"] for run in every})
+    where = sorted({run.provenance.get("cpu", "a processor without a name") for run in every})
     noise = f", {c.noise_rate:.0%} of their labels drawn anew" if c.noise_rate else ""
-    hours = sum(run.provenance["seconds"] for run in every) / 3600
+    hours = sum(run.provenance.get("seconds", 0) for run in every) / 3600
     return [
         f"{c.arch}, {every[0].sizes['train']} training images{noise}, eps = {c.eps_255}/255, {c.epochs} epochs; "
         f"seeds {', '.join(map(str, seeds))};",

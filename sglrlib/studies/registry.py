@@ -72,6 +72,12 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from parts(row)
 
 
+def recorded(runs: list[Result]) -> list[Result]:
+    """Those of the runs whose curves have gradient norm, Hessian and IIW."""
+    needed = {"batch_gradient_norm_hard", "hessian_trace", "iiw_paper"}
+    return [run for run in runs if run.curve and needed <= run.curve[-1].keys()]
+
+
 def main_tables(row: Row) -> Iterator[Claim]:
     """Notebooks 01 and 02."""
     for method in ("PGD-AT", "TRADES"):
@@ -103,7 +109,7 @@ def calibrated(row: Row) -> Iterator[Claim]:
 
 def schedules(row: Row) -> Iterator[Claim]:
     """Notebook 06."""
-    piecewise, cosine = row("PGD-AT", "pgd_20"), row("PGD-AT", "pgd_20", schedule="cosine")
+    piecewise, cosine = (recorded(row("PGD-AT", "pgd_20", schedule=how)) for how in ("piecewise", "cosine"))
     if piecewise:
         yield from phases.claims(piecewise, cosine)
 
@@ -113,9 +119,10 @@ def label_rules(row: Row) -> Iterator[Claim]:
     hard = row("PGD-AT", "pgd_20")
     others = {name: row(name, "pgd_20") for name in ("PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR")}
     others = {name: those for name, those in others.items() if those}
-    if hard and others:
-        yield from refinement.rival_claims(others)
-        yield from overfitting.claims(hard, others)
+    yield from refinement.rival_claims(others)
+    others = {name: recorded(those) for name, those in others.items() if recorded(those)}
+    if recorded(hard) and others:
+        yield from overfitting.claims(recorded(hard), others)
 
 
 def black_box(row: Row) -> Iterator[Claim]:

@@ -1,0 +1,111 @@
+"""The registry of claims: complete, and judged from committed results alone."""
+
+import csv
+
+import pytest
+import torch
+from test_tables import result
+
+from sglrlib.__main__ import main
+from sglrlib.paths import CLAIMS, ROOT
+from sglrlib.recipes import row_recipe
+from sglrlib.store.results import pack_shares, publish
+from sglrlib.studies import readme, registry
+
+
+@pytest.fixture
+def kept(store, monkeypatch):
+    """An empty place for committed results and what is made from them, as the registry sees it."""
+    place = store / "committed"
+    place.mkdir()
+    monkeypatch.setattr(registry, "RESULTS", place)
+    monkeypatch.setattr("sglrlib.store.results.RESULTS", place)
+    monkeypatch.setattr(registry, "VERDICTS", place / "claims.csv")
+    return place
+
+
+def commit(seeds=3):
+    """Runs of PGD-AT that overfit by 10 points, and refined ones that do not, for so many seeds."""
+    for seed in range(seeds):
+        publish(result("hard", 800 + 5 * seed, 700 + 5 * seed, 120, 20, seed=seed))
+        publish(result("self_guided", 800 + 5 * seed, 795 + 5 * seed, 15, 10, seed=seed))
+
+
+def found():
+    return {(claim.id, claim.of): claim for _, claim in registry.judge_all()}
+
+
+def test_every_claim_stands_once_and_names_a_notebook():
+    rows = list(csv.DictReader(CLAIMS.read_text().splitlines()))
+    ids = [row["id"] for row in rows]
+    assert len(ids) == len(set(ids)) > 30
+    for row in rows:
+        assert row["claim"] and row["where"] and row["decided by"]
+        assert len(list((ROOT / "notebooks").glob(f"{row['notebook']}_*.ipynb"))) == 1
+
+
+def test_three_seeds_are_a_verdict_and_fewer_are_not(kept):
+    commit(2)
+    assert not {claim.word for claim in found().values()} & {"holds", "does not hold", "open"}
+    commit(3)
+    claims = found()
+    assert claims["overfits", "PGD-20, best - last"].word == "holds"
+    assert claims["spared", "PGD-20, best - last"].effect == pytest.approx(9.5)
+    assert claims["robust", "PGD-20, best epoch"].word == "open" and claims["natural", "Natural, last epoch"].seeds == 3
+
+
+def test_what_is_on_this_machine_alone_is_no_evidence(kept, store):
+    commit()
+    (kept / f"{row_recipe('PGD-AT+SGLR', seed=2).id}.json").rename(store / "elsewhere.json")
+    assert found()["spared", "PGD-20, best - last"].seeds == 2
+
+
+def test_a_stage_that_cannot_carry_a_claim_says_so(kept):
+    confidences = {("last", "natural"): 0.9, ("best", "pgd_10"): 0.6, ("last", "pgd_10"): 0.9}
+    for labels in ("hard", "self_guided"):
+        run = result(labels, 800, 700, 120, 20)
+        for which in ("best", "last"):
+            for attack in ("natural", "pgd_10", "square_500"):
+                level = confidences.get((which, attack), 0.7)
+                shares = pack_shares(torch.full((1000,), level))
+                flags = torch.arange(1000) < 600
+                run = run.with_flags(which, f"confidence {attack}", flags, highest=shares, labelled=shares)
+        publish(run)
+    worsens = found()["calibration_worsens", "ECE under PGD-10"]
+    assert worsens.word == "cannot be judged here" and "planted wrong labels" in worsens.reason
+
+
+def test_every_claim_of_the_studies_is_in_the_registry(kept):
+    """A name that data/claims.csv does not know ends in an error, not in a row without the paper's words."""
+    commit()
+    known = set(registry.known().index)
+    assert {name for name, _ in found()} <= known
+    ids = {"overfits", "spared", "robust", "natural"}
+    assert {prefix + name for prefix in ("", "trades_") for name in ids} <= known
+
+
+def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch, capsys):
+    commit()
+    registry.VERDICTS.write_text(registry.text())
+    page = store / "README.md"
+    marks = [f"<!-- {name} -->\n\n<!-- end of {name} -->" for name in readme.parts()]
+    page.write_text("above\n" + "\n".join(marks) + "\nbelow\n")
+    monkeypatch.setattr(readme, "README", page)
+    for _ in range(2):  # a second call changes nothing
+        assert main(["claims"]) == 0
+    written = page.read_text()
+    assert "| holds | not run | not run | 01 |" in written and written.endswith("below\n")
+    assert "PGD-AT 80.5 ± 0.5 -> 70.5 ± 0.5" in written and written.count("<!-- claims -->") == 1
+    assert "overfits,digits," in registry.VERDICTS.read_text()
+    assert "| not run | not run | not run | 03 |" in capsys.readouterr().out
+    page.write_text("no place for anything")
+    with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
+        readme.write()
+
+
+def test_a_notebook_shows_its_own_claims(kept):
+    commit()
+    registry.VERDICTS.write_text(registry.text())
+    table = registry.of_notebook("01")
+    assert {scale for scale, _ in table.index} == {"digits"} and list(table.verdict) == ["holds", "holds"]
+    assert registry.of_notebook("03").empty
