@@ -13,5 +13,6 @@ OUT = Path(os.environ.get("SGLR_OUT", ROOT)).absolute()
 RUNS = OUT / "runs"
 FIGURES = OUT / "figures"
 RESULTS = ROOT / "data" / "results"
+WEIGHTS = ROOT / "data" / "weights"
 PAPER = ROOT / "data" / "paper.csv"
 CLAIMS = ROOT / "data" / "claims.csv"

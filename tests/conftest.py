@@ -16,7 +16,9 @@ from sglrlib.store import results
 from sglrlib.training import jobs, runs
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-SMALL = dict(train_size=60, val_size=30, test_size=40, train_eval_size=20, epochs=4, eval_steps=2, attack_steps=2)
+SMALL = dict(
+    train_size=60, val_size=30, test_size=40, train_eval_size=20, epochs=4, eval_steps=2, attack_steps=2, diagnostics=()
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "OUT", tmp_path)
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("SGLR_OUT", str(tmp_path))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # runs in this process, not beside it
     return tmp_path

@@ -262,6 +262,10 @@ def test_every_column_is_recomputed_from_the_checkpoint(small, tmp_path):
         other = copy.deepcopy(model).train()
         expected[f"batch_gradient_norm_{kind}"] = gradient_norms(other, loss_of(other), batches)[1]
     noisy = planted(data.test, DATASETS["digits"], "symmetric_wrong", 0.6, seed=0)
+    first = data.train.first(100)
+    wrong = first[(first.y != first.y_clean).nonzero()[:, 0]]
+    assert len(wrong) > 50  # the memorised ones of those that are wrong
+    expected["train_natural_wrong"] = 100 * (model(wrong.x()).argmax(1) == wrong.y).double().mean().item()
     against = dict(
         train_natural_clean=(data.train.first(100), data.train.y_clean[:100]), test_natural_noisy=(noisy, noisy.y)
     )

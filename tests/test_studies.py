@@ -12,7 +12,7 @@ import torch
 from sglrlib.checks import UsageError
 from sglrlib.judging.diagnostics import features
 from sglrlib.method.labels import LABELS, Hard
-from sglrlib.recipes import recipe
+from sglrlib.recipes import RECORDED, recipe
 from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
@@ -244,7 +244,7 @@ def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
 
 
 def test_what_is_recorded_is_in_the_curve(store, small):
-    curve = run(small(attacked_size=20, train_eval_size=20), (), say=lambda text: None).curve
+    curve = run(small(attacked_size=20, train_eval_size=20, diagnostics=RECORDED), (), say=lambda text: None).curve
     for column in ("test_robust_ece", "gradient_norm_own", "hessian_trace_error", "iiw_code"):
         assert all(math.isfinite(row[column]) for row in curve)
 

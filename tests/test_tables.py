@@ -62,8 +62,8 @@ def result(labels, best, last, lost, gained, *, dataset="digits", seed=0, column
     flags["last"][:lost] = False
     flags["last"][best : best + gained] = True
     run = Result(
-        config=recipe(dataset, labels=labels, seed=seed, **changes), curve=[], best_epoch=1, sizes=dict(train=500, test=1000),
-        evaluations=dict(best={}, last={}), provenance={},
+        config=recipe(dataset, labels=labels, seed=seed, **changes), curve=[], best_epoch=1,
+        sizes=dict(train=500, test=1000), evaluations=dict(best={}, last={}), provenance={},
     )  # fmt: skip
     for which in ("best", "last"):
         for column in columns:

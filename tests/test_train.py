@@ -287,6 +287,21 @@ def test_any_run_is_one_line_away_from_other_tools(small, store):
         assert torch.equal(rebuilt(x), model(x))
 
 
+def test_committed_weights_are_taken_where_the_run_was_never_made(small, store, monkeypatch):
+    config, x = small(arch="bn_cnn8"), torch.rand(3, 1, 8, 8)
+    run(config, **SILENT)
+    runs.keep_weights(config)
+    expected = [load_model(config, which)(x) for which in ("best", "last")]
+    monkeypatch.setattr(runs, "RUNS", store / "elsewhere")
+    assert runs.holds(config) and not runs.holds(small())
+    for which, logits in zip(("best", "last"), expected, strict=True):
+        assert torch.equal(load_model(config, which)(x), logits)
+    assert not torch.equal(*expected)
+    assert sorted(path.name for path in (store / "weights").iterdir()) == [
+        f"{config.id}-{which}.safetensors" for which in ("best", "last")
+    ]
+
+
 def test_published_results_are_found_without_runs(small, store, monkeypatch):
     result = run(small(), **SILENT)
     publish(result)

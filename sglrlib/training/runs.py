@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sglrlib.checks import UsageError, one_of, within
@@ -25,7 +25,7 @@ from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
 from sglrlib.method.data import DATASETS, Split
 from sglrlib.method.files import DataError
 from sglrlib.method.models import flops
-from sglrlib.paths import RUNS
+from sglrlib.paths import RUNS, WEIGHTS
 from sglrlib.store import checkpoint, results
 from sglrlib.store.lease import alone
 from sglrlib.store.log import LOG, Log, failure, newest_first, note, progress, provenance, where
@@ -280,21 +280,35 @@ def suspected(config: RunConfig, which: str = "best", *, images: int = 200, devi
 
 
 def holds(config: RunConfig) -> bool:
-    """Whether this machine holds the checkpoints of a run."""
-    return (RUNS / config.id / "last.pt").exists()
+    """Whether the networks of a run are at hand: in its checkpoints, or committed below data/weights."""
+    return (RUNS / config.id / "last.pt").exists() or committed_weights(config, "last").exists()
+
+
+def committed_weights(config: RunConfig, which: str) -> Path:
+    """Where a run's network is kept for everybody, if it is one of those few."""
+    return WEIGHTS / f"{config.id}-{which}.safetensors"
+
+
+def keep_weights(config: RunConfig) -> None:
+    """Put both networks of a finished run among the committed ones."""
+    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    for which in CHECKPOINTS:
+        export(config, which, committed_weights(config, which))
 
 
 def load_model(config: RunConfig, which: str = "best", device: str = "cpu") -> nn.Module:
     """A finished run's network in eval mode: images (N, C, H, W) in [0, 1] in, logits (N, K) out.
 
-    which is 'best' or 'last'. Raises UsageError where this machine holds no such checkpoint.
+    which is 'best' or 'last'. It is that of this machine's run, else a committed one. Raises UsageError where there is
+    neither.
     """
     one_of("which", which, CHECKPOINTS)
-    folder = RUNS / config.id
+    folder, committed = RUNS / config.id, committed_weights(config, which)
     if not holds(config):
-        raise UsageError(f"{config.id} has no checkpoint in {RUNS}: weights are not committed, run() it first.")
+        raise UsageError(f"{config.id} has no checkpoint in {RUNS}, and none in {WEIGHTS}: run() it first.")
     model = run_model(config)
-    model.load_state_dict(checkpoint.weights(folder, which))
+    own = (folder / "last.pt").exists()
+    model.load_state_dict(checkpoint.weights(folder, which) if own else load_file(committed))
     return model.to(device).eval()
 
 
