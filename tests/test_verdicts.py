@@ -91,6 +91,11 @@ def test_holm_by_hand():
     assert list(table(mixed).verdict) == ["holds *", "seen in this run", "cannot be judged here (at chance level)"]
 
 
+def test_what_is_not_defined_is_not_judged():
+    found = judged("", "", "", [0.5, math.nan, 0.7], unit="rho")
+    assert (found.word, found.reason) == ("cannot be judged here", "not defined for these runs")
+
+
 def test_nothing_estimated_is_nothing_claimed():
     assert interval(0.0, 0.0, 0.0, SEEDS) == (0.0, 0.0, 1.0)
 

@@ -205,7 +205,10 @@ def show_claims(found: Sequence[Claim], needs: str) -> None:
 
 
 def show_table(table: pd.DataFrame) -> None:
-    """Show a table with all its rows, columns and words."""
+    """Show a table with all its rows, columns and words; or that there is nothing in it."""
+    if table.empty:
+        print("none yet")
+        return
     whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 250]
     with pd.option_context(*whole):
         display(table)

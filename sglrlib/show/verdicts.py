@@ -70,6 +70,8 @@ def judged(
     if errors and seeds < SEEDS:
         from_images = sum(error**2 for error in errors) / seeds**2
     low, high, p = interval(effect, from_seeds, from_images, seeds)
+    if math.isnan(effect):  # such as the correlation of something constant
+        reason = reason or "not defined for these runs"
     return Claim(id, text, of, effect, low, high, p, n if n > 1 else 0, seeds, unit, reason)
 
 
@@ -98,9 +100,10 @@ def interval(effect: float, from_seeds: float, from_images: float, seeds: int) -
 
     The first part times (S - 1) / chi2 of S - 1 degrees stands for what it may be, over which the normal is averaged
     (Behrens and Fisher; Tsui & Weerahandi 1989): Student's t where the images' part is zero, the normal where the
-    seeds' is.
+    seeds' is. It errs at most as often as it says; a t with Satterthwaite's degrees of freedom erred in up to 8.8 % of
+    simulated cases with three seeds, where the two parts are alike.
     """
-    if math.isnan(from_images):
+    if math.isnan(from_images) or math.isnan(effect):
         return math.nan, math.nan, math.nan
     possible = from_images * np.ones(1)
     if from_seeds:
