@@ -124,9 +124,13 @@ def check_noise(dataset: str, kind: str, rate: float) -> None:
     one_of("noise", kind, NOISES)
     within("noise_rate", rate, 0, 1)
     if rate:
-        human = DATASETS[dataset].human
-        known = [name for name in NOISES if name not in HUMAN or (human and HUMAN[name] in human.names)]
-        one_of(f"noise on {dataset}", kind, known)
+        one_of(f"noise on {dataset}", kind, noises_of(dataset))
+
+
+def noises_of(dataset: str) -> list[str]:
+    """The kinds of noise that a dataset can have: all of NOISES, but for the labels that nobody gave."""
+    human = DATASETS[dataset].human
+    return [name for name in NOISES if name not in HUMAN or (human and HUMAN[name] in human.names)]
 
 
 def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:

@@ -10,6 +10,7 @@ from functools import partial
 import pandas as pd
 
 from sglrlib.config import RunConfig
+from sglrlib.method.data import HUMAN, noises_of
 from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import SWEPT, recipe, row_recipe
 from sglrlib.show.verdicts import Claim, holm, with_interval
@@ -90,11 +91,12 @@ def main_tables(row: Row) -> Iterator[Claim]:
 def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 03."""
     runs: dict[str, list[Result]] = {}
-    for noise, rates in (("symmetric", (0.2, 0.4, 0.6, 0.8)), ("symmetric_wrong", (0.4, 0.8))):
-        for rate in rates:
-            for labels in ("hard", "self_guided"):
-                how = dict(SWEPT, method="standard", noise=noise, noise_rate=rate, labels=labels)
-                runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
+    noises = [("symmetric", rate) for rate in (0.2, 0.4, 0.6, 0.8)] + [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
+    noises += [(kind, 1.0) for kind in HUMAN if kind in noises_of(dataset)]
+    for noise, rate in noises:
+        for labels in ("hard", "self_guided"):
+            how = dict(SWEPT, method="standard", noise=noise, noise_rate=rate, labels=labels)
+            runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
     yield from sweep.claims(sweep.by_noise(runs))
 
 

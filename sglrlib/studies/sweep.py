@@ -103,7 +103,8 @@ def claims(sweep: Sweep) -> list[Claim]:
     found = []
     for (noise, rate), runs in sweep.items():
         hard, refined = runs.get("hard"), runs.get("self_guided")
-        at, why = f"{rate:.0%} {noise.replace('_', ' ')} noise", at_chance(hard or [], refined or [])
+        kind, why = noise.replace("_", " "), at_chance(hard or [], refined or [])
+        at = f"{kind} labels" if noise.startswith("human_") else f"{rate:.0%} {kind} noise"
 
         def claim(id: str, text: str, of: str, values: list) -> None:
             found.append(judged(id, f"{at}: {text}", of, values, reason=why))  # noqa: B023
