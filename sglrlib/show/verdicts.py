@@ -128,7 +128,7 @@ def chi_squares(degrees: int, points: int = 500) -> np.ndarray:
 def at_chance(*groups: Sequence[Result]) -> str:
     """Why no claim on these runs can be judged, '' where none of them ends at chance level."""
     guessing = [run.config for those in groups for run in those if run.at_chance]
-    names = ", ".join(f"{config.title} seed {config.seed}" for config in guessing)
+    names = ", ".join(dict.fromkeys(f"{config.title} seed {config.seed}" for config in guessing))
     return f"at chance level: {names}" if guessing else ""
 
 

@@ -142,10 +142,11 @@ def black_box(row: Row) -> Iterator[Claim]:
 
 def kinds_of_noise(row: Row, dataset: str) -> Iterator[Claim]:
     """Notebook 09."""
-    kinds = {kind: row("PGD-AT", "pgd_20", noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels")}
-    kinds["symmetric"] = row("PGD-AT", "pgd_20", noise_rate=0.3)
-    kinds = {kind: those for kind, those in kinds.items() if those}
-    yield from refinement.drop_claims("other_noise", kinds, "symmetric")
+    for name, column, light in (("PGD-AT", "pgd_20", {}), ("Standard", "natural", SWEPT)):
+        spoilt = partial(row, name, column, **light)
+        kinds = {kind: spoilt(noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels", "symmetric")}
+        kinds = {kind: those for kind, those in kinds.items() if those}
+        yield from refinement.drop_claims("other_noise", kinds, "symmetric", column)
     budgets = (0, 6, 13, 26, 39) if dataset == "digits" else (0, 2, 4, 8, 12)
     named = {f"eps = {eps}/255": row("PGD-AT", "pgd_20", eps_255=eps, step_255=eps / 4) for eps in budgets}
     named = {name: those for name, those in named.items() if those}
