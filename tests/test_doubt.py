@@ -8,6 +8,7 @@ from shell import execute
 from sglrlib.checks import UsageError
 from sglrlib.paths import ROOT
 from sglrlib.store.checkpoint import Damaged
+from sglrlib.studies import doubt
 from sglrlib.studies.doubt import (
     Ranking,
     beyond_chance,
@@ -83,10 +84,23 @@ def test_verdicts_of_a_right_a_reversed_and_a_random_order():
     orders = [torch.arange(600), torch.arange(599, -1, -1), torch.randperm(600, generator=torch.manual_seed(0))]
     expected = [["seen"] * 3, ["not seen"] * 3, ["not seen"] * 3]
     for order, answers in zip(orders, expected, strict=True):
-        found = claims("it", ranking_of(order, 140), wrong)
+        found = claims("it", [(ranking_of(order, 140), wrong)])
         assert [claim.word.removesuffix(" in this run") for claim in found] == answers
         assert all("150 of 600 wrong" in claim.of for claim in found)
-    assert len(claims("it", ranking_of(orders[0], 0), wrong)) == 2  # nothing flagged, so no precision
+    assert len(claims("it", [(ranking_of(orders[0], 0), wrong)])) == 2  # nothing flagged, so no precision
+
+
+def test_rankings_are_kept_for_the_registry(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("sglrlib.studies.doubt.RESULTS", tmp_path)
+    wrong, ranking = torch.arange(600) < 150, ranking_of(torch.arange(600), 140)
+    assert doubt.kept(small()) is None
+    doubt.keep(small(), {"it": ranking}, wrong)
+    rankings, again = doubt.kept(small())
+    assert torch.equal(again, wrong) and torch.equal(rankings["it"].flagged, ranking.flagged)
+    assert beyond_chance(rankings["it"], again) == pytest.approx(beyond_chance(ranking, wrong))
+    three = claims("it", [(ranking, wrong)] * 2 + [(ranking_of(torch.arange(600), 150), wrong)])
+    assert [claim.seeds for claim in three] == [3, 3, 3]
+    assert three[2].effect == pytest.approx(100 * (2 * 140 / 150 + 1) / 3 - 50)
 
 
 def test_what_cannot_be_is_refused(small, store):

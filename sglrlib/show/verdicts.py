@@ -52,8 +52,8 @@ class Claim:
 
 
 def judged(
-    id: str, text: str, of: str, values: Sequence[Tensor | float], *, shared: bool = True, unit: str = "points",
-    errors: Sequence[float] = (), reason: str = "",
+    id: str, text: str, of: str, values: Sequence[Tensor | float], errors: Sequence[float] = (), *,
+    shared: bool = True, unit: str = "points", reason: str = "",
 ) -> Claim:  # fmt: skip
     """The claim that the mean of values is positive, with its verdict.
 

@@ -1,9 +1,12 @@
 """Which training labels to doubt: by cross-validated confident learning, and by the labels that training refined."""
 
+import json
+import math
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from sklearn.metrics import average_precision_score
@@ -13,8 +16,10 @@ from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import outputs
 from sglrlib.method.data import DATASETS
+from sglrlib.paths import RESULTS
 from sglrlib.show.verdicts import Claim, judged
 from sglrlib.store import checkpoint
+from sglrlib.store.results import pack, pack_shares, unpack, unpack_shares
 from sglrlib.training import runs
 from sglrlib.training.train import run_data
 
@@ -92,19 +97,50 @@ def refined_labels(config: RunConfig) -> Tensor:
     return p / p.sum(1, keepdim=True)  # an average that started at zero falls short of one, by as much for each sample
 
 
-def claims(title: str, ranking: Ranking, wrong: Tensor) -> list[Claim]:
-    """Whether a ranking finds the wrong labels, flagged in wrong (n,): some must be wrong, and some right.
+def claims(title: str, found: Sequence[tuple[Ranking, Tensor]]) -> list[Claim]:
+    """Whether rankings find the wrong labels; each with which are wrong, (n,), one pair a seed. Some must be wrong.
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    text, n = f"wrong labels are found by {title}", f"{wrong.sum()} of {len(wrong)} wrong"
-    more, error = beyond_chance(ranking, wrong)
-    of = f"average precision above their share, {n}"
-    found = [judged("found", text, of, [more], errors=[error])]
-    for name, hits in dict(precision=wrong[ranking.flagged], recall=ranking.flagged[wrong]).items():
-        if len(hits):
-            found.append(judged("found", text, f"{name} above one half, {n}", [100 * (hits.double() - 0.5)]))
-    return found
+    n = ", ".join(f"{wrong.sum()} of {len(wrong)}" for _, wrong in found)
+    measures = {
+        "average precision above their share": [beyond_chance(*each) for each in found],
+        "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in found if r.flagged.any()],
+        "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in found],
+    }
+    return [
+        judged("found", f"wrong labels are found by {title}", f"{of} ({n} wrong)", *zip(*values, strict=True))
+        for of, values in measures.items()
+        if values
+    ]
+
+
+def above_half(hits: Tensor) -> tuple[float, float]:
+    """The share of hits (n,) minus one half, in points, and its standard error."""
+    share = hits.double().mean().item()
+    return 100 * (share - 0.5), 100 * math.sqrt(max(share * (1 - share), 1 / len(hits)) / len(hits))
+
+
+def keep(config: RunConfig, rankings: dict[str, Ranking], wrong: Tensor) -> Path:
+    """Write rankings of a run's training labels, and which are wrong, below data/results/doubt; returns where."""
+    kept = {title: dict(mass=pack_shares(r.mass), flagged=pack(r.flagged)) for title, r in rankings.items()}
+    path = RESULTS / "doubt" / f"{config.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(wrong=pack(wrong), rankings=kept), indent=1) + "\n")
+    return path
+
+
+def kept(config: RunConfig) -> tuple[dict[str, Ranking], Tensor] | None:
+    """What keep() wrote of a run, None where it wrote nothing; without the most probable classes."""
+    path = RESULTS / "doubt" / f"{config.id}.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    rankings = {
+        title: Ranking(unpack_shares(r["mass"]), unpack(r["flagged"]), torch.empty(0, dtype=torch.long))
+        for title, r in values["rankings"].items()
+    }
+    return rankings, unpack(values["wrong"])
 
 
 def beyond_chance(ranking: Ranking, wrong: Tensor, draws: int = 200) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import SWEPT, recipe, row_recipe
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
-from sglrlib.studies import calibration, overfitting, phases, refinement, sweep
+from sglrlib.studies import calibration, doubt, overfitting, phases, refinement, sweep
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -71,6 +71,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from black_box(row)
     yield from kinds_of_noise(row, dataset)
     yield from parts(row)
+    yield from doubted(dataset, scale)
 
 
 def recorded(runs: list[Result]) -> list[Result]:
@@ -160,6 +161,18 @@ def parts(row: Row) -> Iterator[Claim]:
         changed = row("PGD-AT+SGLR", "pgd_20", **{name: value})
         if whole and changed:
             yield from refinement.part_claims(whole, "PGD-AT+SGLR", changed, f"{name} = {value:g}")
+
+
+def doubted(dataset: str, scale: str) -> Iterator[Claim]:
+    """Notebook 10: on digits the planted labels, elsewhere those that people gave."""
+    noises = [{}] if dataset == "digits" else [dict(noise=kind, noise_rate=1.0) for kind in HUMAN]
+    for noise in noises:
+        if noise and noise["noise"] not in noises_of(dataset):
+            continue
+        every = [row_recipe("PGD-AT+SGLR", dataset, scale, seed=seed, **noise) for seed in range(MOST_SEEDS)]
+        kept = [found for found in map(doubt.kept, every) if found]
+        for title in kept[0][0] if kept else ():
+            yield from doubt.claims(title, [(rankings[title], wrong) for rankings, wrong in kept])
 
 
 def table() -> pd.DataFrame:
