@@ -8,7 +8,7 @@ from shell import execute
 from sglrlib.checks import UsageError
 from sglrlib.paths import ROOT
 from sglrlib.store.checkpoint import Damaged
-from sglrlib.studies import doubt
+from sglrlib.studies import doubt, doubt_figures
 from sglrlib.studies.doubt import (
     Ranking,
     beyond_chance,
@@ -101,6 +101,14 @@ def test_rankings_are_kept_for_the_registry(small, tmp_path, monkeypatch):
     three = claims("it", [(ranking, wrong)] * 2 + [(ranking_of(torch.arange(600), 150), wrong)])
     assert [claim.seeds for claim in three] == [3, 3, 3]
     assert three[2].effect == pytest.approx(100 * (2 * 140 / 150 + 1) / 3 - 50)
+
+
+def test_people_agree_where_all_three_say_the_same_and_it_is_not_the_label(monkeypatch):
+    said = dict(random_1=[1, 1, 2, 3], random_2=[1, 1, 2, 3], random_3=[1, 2, 2, 3])
+    said = {name: torch.tensor(labels) for name, labels in said.items()}
+    monkeypatch.setattr(doubt_figures, "human_labels", lambda dataset: said)
+    places, theirs = doubt_figures.agreed_wrong(torch.tensor([0, 0, 2, 1]))
+    assert places.tolist() == [0, 3] and theirs.tolist() == [1, 3]
 
 
 def test_what_cannot_be_is_refused(small, store):
