@@ -17,7 +17,7 @@ def write() -> None:
     """Put each part of parts() into its place. Raises ValueError where README has no such place."""
     text = README.read_text()
     for name, part in parts().items():
-        text, found = re.subn(place(name), lambda m, part=part: f"{m[1]}\n{part}\n{m[3]}", text, flags=re.DOTALL)
+        text, found = re.subn(place(name), lambda m, part=part: f"{m[1]}\n{part}\n\n{m[3]}", text, flags=re.DOTALL)
         if found != 1:
             raise ValueError(f"{README} has {found} places for {name!r}: expected one.")
     README.write_text(text)
@@ -25,7 +25,7 @@ def write() -> None:
 
 def place(name: str) -> str:
     """A pattern of three groups: the mark before a part, the part, the mark after it."""
-    return f"(<!-- {name} -->\n)(.*?)(\n<!-- end of {name} -->)"
+    return f"(<!-- {name} -->\n)(.*?)(<!-- end of {name} -->)"
 
 
 def parts() -> dict[str, str]:
@@ -41,7 +41,7 @@ def theory() -> str:
     cells = json.loads((ROOT / "notebooks" / "11_theory.ipynb").read_text())["cells"]
     texts = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", [])]
     counts = [line for text in texts for line in text.splitlines() if "(holds: " in line]
-    return "\n" + "\n".join(f"    {line}" for line in counts) + "\n"
+    return "\n".join(f"    {line}" for line in counts)
 
 
 def main_table(dataset: str, scale: str) -> str:
@@ -49,13 +49,13 @@ def main_table(dataset: str, scale: str) -> str:
     runs = {row: registry.committed(partial(row_recipe, row, dataset, scale)) for row in PAPER_ROWS}
     runs = {row: those for row, those in runs.items() if those}
     if not runs:
-        return "\nNot run yet.\n"
+        return "Not run yet."
     every = [run for those in runs.values() for run in those]
     attacked = [column for column in ("pgd_20", "autoattack") if any(run.has(column, 1) for run in every)]
     few = min((run.n("autoattack") for run in every if run.has("autoattack", 1)), default=0)
     columns = ["natural", *attacked] + [f"pgd_20 on {few}"] * bool(few)
     table = overview(runs, columns).to_string(index=False)
-    return "\n" + "\n".join(f"    {line}" for line in [*table.splitlines(), "", *notes(every)]) + "\n"
+    return "\n".join(f"    {line}" for line in [*table.splitlines(), "", *notes(every)])
 
 
 def notes(every: list[Result]) -> list[str]:
