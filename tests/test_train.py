@@ -79,7 +79,10 @@ def test_every_row_of_the_tables_resumes_bit_for_bit(small, tmp_path, row):
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("extra", [dict(), dict(precision="bf16", awp=0.01, swa_start=0.5)])
-def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(small, store, labels, method, extra):
+def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(
+    small, store, labels, method, extra, monkeypatch
+):
+    monkeypatch.setattr(runs, "has_bf16", lambda: True)  # else slow, but right
     config = small(labels=labels, method=method, epochs=2, refine_start=0.0, **extra)
     first = run(config, **SILENT)
     stamp = (store / "runs" / config.id / "last.pt").stat().st_mtime_ns
@@ -92,6 +95,18 @@ def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(small
     )
     assert first.has("natural") and first.has("pgd_20") and not first.has("autoattack")
     assert first.provenance["torch"] == torch.__version__
+
+
+def test_bf16_is_refused_where_the_processor_only_emulates_it(small, store, monkeypatch):
+    for flags, known in (("avx2 fma", False), ("avx512f avx512_bf16", True), ("asimd bf16", True)):
+        monkeypatch.setattr(log, "cpuinfo", lambda flags=flags: f"model name\t: A processor\nflags\t\t: {flags}\n")
+        assert log.has_bf16() == known and log.cpu_name().startswith("A processor, ")
+    monkeypatch.setattr(runs, "has_bf16", lambda: False)
+    for precision in ("bf16", "amp"):
+        with pytest.raises(UsageError, match=f"precision = '{precision}': this processor .* only emulates bfloat16"):
+            run(small(precision=precision), **SILENT)
+        assert run(small(precision=precision), train_missing=False) is None  # to look is no work
+    assert not (store / "runs").exists()
 
 
 def test_a_run_killed_before_its_first_line_in_the_log_is_finished(small, store, monkeypatch):

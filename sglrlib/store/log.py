@@ -81,12 +81,24 @@ def provenance(folder: Path, device: str, speed: str) -> dict:
     return where(device, speed) | dict(seconds=round(sum(epoch_seconds(folder).values()), 1))
 
 
-@functools.cache
 def cpu_name() -> str:
     """The processor's name, as far as the system knows it, and the widest instructions that torch uses on it."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = re.findall(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE) or [platform.processor() or platform.machine()]
+    names = re.findall(r"^model name\s*: (.+)$", cpuinfo(), re.MULTILINE) or [
+        platform.processor() or platform.machine()
+    ]
     return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16 itself, as far as the system tells; else it is taken to."""
+    return not cpuinfo() or bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo()))
+
+
+@functools.cache
+def cpuinfo() -> str:
+    """What Linux knows of the processor; '' elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def where(device: str, speed: str) -> dict:

@@ -28,7 +28,18 @@ from sglrlib.method.models import flops
 from sglrlib.paths import RUNS, WEIGHTS
 from sglrlib.store import checkpoint, results
 from sglrlib.store.lease import alone
-from sglrlib.store.log import LOG, Log, failure, newest_first, note, progress, provenance, where
+from sglrlib.store.log import (
+    LOG,
+    Log,
+    cpu_name,
+    failure,
+    has_bf16,
+    newest_first,
+    note,
+    progress,
+    provenance,
+    where,
+)  # fmt: skip
 from sglrlib.store.results import CHECKPOINTS, Result, pack_shares, stored
 from sglrlib.training.train import best_epoch, run_data, run_model, train
 
@@ -67,7 +78,12 @@ class Wanted:
     def __post_init__(self):
         one_of("speed", self.speed, ["plain", "fast", "compile"])
         within("images", self.images, 0)
-        pick_device(self.device)
+        on_cpu, precision = pick_device(self.device) == "cpu", self.config.precision
+        if self.train_missing and on_cpu and precision != "fp32" and not has_bf16():
+            raise UsageError(
+                f"precision = {precision!r}: this processor ({cpu_name()}) only emulates bfloat16, several times slower "
+                "than float32. Expected 'fp32'."
+            )
 
     @property
     def needs(self) -> list[RunConfig]:
