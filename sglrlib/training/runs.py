@@ -81,8 +81,8 @@ class Wanted:
         on_cpu, precision = pick_device(self.device) == "cpu", self.config.precision
         if self.train_missing and on_cpu and precision != "fp32" and not has_bf16():
             raise UsageError(
-                f"precision = {precision!r}: this processor ({cpu_name()}) only emulates bfloat16, several times slower "
-                "than float32. Expected 'fp32'."
+                f"precision = {precision!r}: this processor ({cpu_name()}) only emulates bfloat16, several times "
+                "slower than float32. Expected 'fp32'."
             )
 
     @property
