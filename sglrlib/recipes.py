@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, dict]] = {
         "paper": dict(augment="crop_flip", val_size=1000, attacked_size=2000, diagnostics=RECORDED),
         "small": dict(
             train_size=5000, val_size=500, arch="preact_resnet10_16", attack_steps=5, epochs=40, batch_size=80,
-            attacked_size=500, train_eval_size=500, diagnostics=RECORDED,
+            lr_drops=(0.25, 0.75), refine_start=0.225, attacked_size=500, train_eval_size=500, diagnostics=RECORDED,
         ),
     },
 }  # fmt: skip
