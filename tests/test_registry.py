@@ -94,10 +94,10 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
     for _ in range(2):  # a second call changes nothing
         assert main(["claims"]) == 0
     written = page.read_text()
-    assert "| holds | not run | not run | 01 |" in written and written.endswith("below\n")
+    assert "| holds | no result | no result | 01 |" in written and written.endswith("below\n")
     assert "PGD-AT 80.5 ± 0.5 -> 70.5 ± 0.5" in written and written.count("<!-- claims -->") == 1
     assert "overfits,digits," in registry.VERDICTS.read_text()
-    assert "| not run | not run | not run | 03 |" in capsys.readouterr().out
+    assert "| no result | no result | no result | 03 |" in capsys.readouterr().out
     page.write_text("no place for anything")
     with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
         readme.write()

@@ -215,7 +215,7 @@ def summary() -> str:
             verdicts = list(kept.verdict[(kept.id == name) & (kept.scale == scale)])
             counts = [f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts)]
             alike = len(set(verdicts)) == 1
-            cells.append(verdicts[0] if alike else ", ".join(counts) or "not run")
+            cells.append(verdicts[0] if alike else ", ".join(counts) or "no result")
         words = f"“{claim.claim}” ({claim.loc['where']})" if not claim.claim.startswith("(") else claim.claim
         lines.append(f"| {words} | {' | '.join(cells)} | {claim.notebook} |")
     return "\n".join(lines)
