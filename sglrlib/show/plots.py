@@ -112,13 +112,14 @@ def over_epochs(
     results: dict[str, list[Result]], panels: dict[str, dict[str, str]], styles: dict[str, str], *, best: str = "",
     log: Iterable[str] = (),
 ) -> Figure:  # fmt: skip
-    """Panels of curves side by side, three to a row: an axis's label -> columns of the curve and their styles.
+    """Panels of curves, two or three to a row: an axis's label -> columns of the curve and their styles.
 
     styles says what a line style stands for in the legend; log names the panels with a logarithmic axis. The
     learning-rate drops and the start of refinement are marked.
     """
-    rows = -(-len(panels) // 3)
-    figure, axes = grid(rows, min(len(panels), 3), 0.8 + 2.2 * rows, sharex=True)
+    across = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = -(-len(panels) // across)
+    figure, axes = grid(rows, across, 0.8 + 2.2 * rows, sharex=True)
     for axis, (title, columns) in zip(axes.flat, panels.items(), strict=False):
         lines(axis, results, columns, best=best)
         for_phases = [runs[0].config for runs in results.values()]
