@@ -13,6 +13,7 @@ from sglrlib.recipes import METHOD_ROWS, RECIPES, recipe
 from sglrlib.show import tables
 from sglrlib.source import CODE
 from sglrlib.store import results
+from sglrlib.studies import registry
 from sglrlib.training import jobs, runs
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -36,6 +37,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runs, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(registry, "VERDICTS", tmp_path / "results" / "claims.csv")
     monkeypatch.setenv("SGLR_OUT", str(tmp_path))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # runs in this process, not beside it
     return tmp_path
@@ -45,11 +47,11 @@ def store(tmp_path, monkeypatch):
 def tidy():
     """Whatever a test registers is forgotten after it."""
     registries = [*doors.KNOWN.values(), doors.ENTRIES, CODE, DEFAULTS, METHOD_ROWS, RECIPES]
-    before, examples = [dict(registry) for registry in registries], list(EXAMPLES)
+    before, examples = [dict(entries) for entries in registries], list(EXAMPLES)
     yield
-    for registry, kept in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(kept)
+    for entries, kept in zip(registries, before, strict=True):
+        entries.clear()
+        entries.update(kept)
     EXAMPLES[:] = examples
 
 

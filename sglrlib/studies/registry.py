@@ -198,21 +198,26 @@ def text() -> str:
     return table().to_csv(index=False, lineterminator="\n")
 
 
+def kept() -> pd.DataFrame:
+    """data/results/claims.csv, no rows where it was never written."""
+    return pd.read_csv(VERDICTS, keep_default_na=False) if VERDICTS.exists() else pd.DataFrame(columns=COLUMNS)
+
+
 def of_notebook(number: str) -> pd.DataFrame:
     """What the committed results say of a notebook's claims: alike on every machine."""
-    kept = pd.read_csv(VERDICTS, keep_default_na=False)
-    mine = kept[kept.id.isin(known().query("notebook == @number").index)]
+    verdicts = kept()
+    mine = verdicts[verdicts.id.isin(known().query("notebook == @number").index)]
     return mine[["scale", "claim", "measured by", "effect (95 %)", "seeds", "verdict"]].set_index(["scale", "claim"])
 
 
 def summary() -> str:
     """The claims for README, a table in Markdown: the paper's words, and at each scale how often they hold."""
-    kept, claims = pd.read_csv(VERDICTS, keep_default_na=False), known()
+    found, claims = kept(), known()
     lines = [f"| the paper's claim | {' | '.join(SCALES.values())} | notebook |", "|---" * (len(SCALES) + 2) + "|"]
     for name, claim in claims.iterrows():
         cells = []
         for scale in SCALES.values():
-            verdicts = list(kept.verdict[(kept.id == name) & (kept.scale == scale)])
+            verdicts = list(found.verdict[(found.id == name) & (found.scale == scale)])
             counts = [f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts)]
             alike = len(set(verdicts)) == 1
             cells.append(verdicts[0] if alike else ", ".join(counts) or "no result")
