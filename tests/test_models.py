@@ -60,6 +60,7 @@ def test_normalisation_is_inside_the_model():
         ("cnn0", "cnn16"),
         ("cnn9999", "cnn16"),
         ("preact_resnet12_16", "preact_resnet18"),
+        ("preact_resnet2_16", "preact_resnet18"),
     ],
 )
 def test_unknown_architectures_suggest_the_nearest(arch, near):

@@ -67,6 +67,8 @@ def test_with_fewer_than_three_seeds_nothing_is_said_of_the_method():
     assert found == ["seen in this run", "seen in these runs", "holds"]
     assert judged("", "", "", [-v for v in values[:1]]).word == "not seen in this run"
     assert judged("", "", "", [torch.zeros(100)]).word == "not seen in this run"
+    apart = [v + shift for v, shift in zip(values[:2], (0.5, 9.0), strict=True)]
+    assert judged("", "", "", apart).word == "seen in these runs"  # of these two networks the images tell enough
     alone = judged("", "", "", [1.0])
     assert alone.word == "seen in this run" and math.isnan(alone.low)  # one number, and no error of zero
     assert "nan" not in table([alone]).to_string()
