@@ -38,8 +38,8 @@ RECORDED = ("calibration", "gradient_norm", "hessian_trace", "information", "noi
 # hardly an ambiguous label, and a network without BatchNorm and weight decay shows robust overfitting in seconds. With
 # seed 1 that network stays at a constant prediction under AWP from the first epoch on, and falls back to one under TE's
 # weight of 300: hence a later start there, and a lower weight. CIFAR's small is meant as a stage on which robust
-# overfitting happens by itself on a CPU, see data/results/README.md; refinement starts where the release's does, at nine tenths of
-# the epochs before the first drop of the learning rate.
+# overfitting happens by itself on a CPU, see data/results/README.md; refinement starts where the release's does, at
+# nine tenths of the epochs before the first drop of the learning rate.
 RECIPES: dict[str, dict[str, dict]] = {
     "digits": {
         "mini": dict(

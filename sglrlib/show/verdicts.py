@@ -100,8 +100,8 @@ def interval(effect: float, from_seeds: float, from_images: float, seeds: int) -
 
     The first part times (S - 1) / chi2 of S - 1 degrees stands for what it may be, over which the normal is averaged
     (Behrens and Fisher; Tsui & Weerahandi 1989): Student's t where the images' part is zero, the normal where the
-    seeds' is. In simulation it errs in 2.5 to 5.7 % of cases; a t with Satterthwaite's degrees of freedom in up to 8.8 %
-    with three seeds, where the two parts are alike.
+    seeds' is. In simulation it errs in 2.5 to 5.7 % of cases; a t with Satterthwaite's degrees of freedom in up to
+    8.8 % with three seeds, where the two parts are alike.
     """
     if math.isnan(from_images) or math.isnan(effect):
         return math.nan, math.nan, math.nan
