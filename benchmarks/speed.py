@@ -26,11 +26,11 @@ from benchmarks.clocks import ALLOCATOR, clock, in_child, in_turn, ratio
 from benchmarks.report import PREDICTED, tables
 from benchmarks.task import Task, gate, task
 from sglrlib.checks import UsageError, one_of, within
-from sglrlib.judging.evaluate import correct, exact_fp32, withstood
+from sglrlib.device import exact_fp32, pick_device
+from sglrlib.judging.evaluate import correct, withstood
 from sglrlib.method.autoattack import Part
 from sglrlib.method.fast import captured
 from sglrlib.paths import RESULTS
-from sglrlib.training.runs import pick_device
 
 AUTOATTACK = dict(apgd_ce=100, apgd_t=100, fab_t=100, square=5000)  # the standard's iterations, in its order
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from sglrlib.config import RunConfig
-from sglrlib.judging.evaluate import exact_fp32
+from sglrlib.device import exact_fp32
 from sglrlib.method.data import DATASETS, Split
 from sglrlib.method.fast import AttackCopy, captured
 from sglrlib.recipes import recipe

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import os
 import sys
 from collections import Counter
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import joblib
 import submitit
-import torch
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -51,10 +51,10 @@ def parser() -> argparse.ArgumentParser:
     sent = commands.add_parser("run", parents=[both], help="do what is missing, and show how that ended")
     sent.set_defaults(do=do_runs)
     sent.add_argument("notebook")
-    sent.add_argument("--workers", type=int, default=0, help="runs at a time; 0: one a core, on Slurm all")
+    sent.add_argument("--workers", type=int, default=0, help="runs at a time; 0: one a GPU, else a core; on Slurm all")
     sent.add_argument("--minutes", type=int, default=0, help="until a worker starts again; 0: a week, on Slurm 240")
     sent.add_argument("--signal", type=int, default=120, help="seconds before that at which it is warned")
-    sent.add_argument("--gpus", type=int, default=1, help="of each worker, where there are any")
+    sent.add_argument("--gpus", type=int, default=1, help="of each worker on Slurm")
     sent.add_argument("--slurm", action="store_true", help="send to Slurm instead of this machine")
     sent.add_argument("--partition", default="", help="Slurm's")
     sent.add_argument("--cpus", type=int, default=4, help="of each worker on Slurm")
@@ -90,19 +90,22 @@ def do_runs(asked: argparse.Namespace) -> int:
     """Do a notebook's missing runs, and show how that ended."""
     for name in ("workers", "minutes", "signal", "gpus", "cpus"):
         within(name, getattr(asked, name), 0)
-    cores = joblib.cpu_count()
-    together = asked.workers or (0 if asked.slurm else cores)
-    threads = 0 if asked.slurm or together == 1 else max(1, cores // together)
     trust(asked)
-    tasks = plan.tasks(asked.notebook, parameters(asked), threads, 0 if asked.slurm else os.getpid())
+    tasks = plan.tasks(asked.notebook, parameters(asked), parent=0 if asked.slurm else os.getpid())
     if not all(wanted.train_missing for task in tasks for wanted in task.wanted):
         raise UsageError("train = False computes nothing: expected train = True, the default, to run it.")
     todo = [task for task in tasks if task.lacking]
+    at = None if asked.slurm else jobs.places(tasks[0].wanted[0].device, asked.workers)
+    if at is not None:
+        threads = 0 if len(at) == 1 else max(1, joblib.cpu_count() // len(at))
+        todo = [dataclasses.replace(task, threads=threads) for task in todo]
+        jobs.check(todo)
     executor = slurm(asked) if asked.slurm else local(asked)
     say = partial(print, flush=True)  # also into a file, line by line
-    say(f"{len(tasks)} runs, {len(todo)} of them to do, {together or 'all'} at a time")
+    together = len(at) if at else asked.workers or "all"
+    say(f"{len(tasks)} runs, {len(todo)} of them to do, {together} at a time")
     try:
-        failures = jobs.send(todo, executor, at_once=0 if asked.slurm else together, say=say)
+        failures = jobs.send(todo, executor, at=at, say=say)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"Slurm does not take the jobs: {error}") from error
     show(tasks)
@@ -137,10 +140,7 @@ def literal(text: str) -> object:
 def local(asked: argparse.Namespace) -> submitit.LocalExecutor:
     """Processes of this machine, started again when their time is over."""
     executor = submitit.LocalExecutor(RUNS / ".grid", max_num_timeout=1000)
-    gpus = min(asked.gpus, torch.cuda.device_count())
-    executor.update_parameters(
-        timeout_min=asked.minutes or 7 * 24 * 60, signal_delay_s=asked.signal, gpus_per_node=gpus
-    )
+    executor.update_parameters(timeout_min=asked.minutes or 7 * 24 * 60, signal_delay_s=asked.signal)
     return executor
 
 

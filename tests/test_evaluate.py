@@ -12,7 +12,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from sglrlib.checks import UsageError
-from sglrlib.judging.evaluate import InvalidExample, correct, exact_fp32, outputs, verify, withstood
+from sglrlib.judging.evaluate import InvalidExample, correct, outputs, verify, withstood
 from sglrlib.judging.report import judge
 from sglrlib.judging.sanity import suspect
 from sglrlib.method.attacks import PGD, Transfer, chain, named_attack
@@ -318,13 +318,6 @@ def test_the_model_itself_judges_in_exact_fp32_whatever_was_attacked(monkeypatch
     precisions.clear()
     assert correct(model, X, y, PGD(0, 0, 1)).all()
     assert set(precisions) == {"ieee"}
-
-
-def test_tf32_is_off_within_and_as_before_after():
-    before = torch.backends.cudnn.conv.fp32_precision
-    with exact_fp32():
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before
 
 
 # The evaluator suspects the model.

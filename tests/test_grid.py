@@ -1,5 +1,6 @@
 """The grid: a notebook's runs listed, and done by workers of every kind, whatever happens to them."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from shell import execute
 
+from sglrlib import device
 from sglrlib.__main__ import main
 from sglrlib.paths import ROOT
 from sglrlib.show import plan
@@ -72,13 +74,14 @@ class Recording:
     def submit(self, task):
         self.given.append(task.config.title)
         self.running.append(future := Future())
+        future.device = task.wanted[0].device
         return future
 
 
 def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monkeypatch):
     tasks = plan.tasks(TABLES, dict(rows="KD-AT, KD-SWA, TRADES, AWP"))
     given = {}
-    for at_once in (2, 0):
+    for at in (["", ""], None):
         executor, most = Recording(), []
 
         def end_the_first(seconds, running=executor.running, most=most):
@@ -87,12 +90,44 @@ def test_no_more_than_so_many_at_once_and_none_before_what_it_needs(store, monke
                 running.pop(0).set_result("")
 
         monkeypatch.setattr(jobs.time, "sleep", end_the_first)
-        assert jobs.send(tasks, executor, at_once=at_once, say=lambda line: None) == {}
+        assert jobs.send(tasks, executor, at=at, say=lambda line: None) == {}
         given[max(most)] = executor.given
     assert given == {
         2: ["Standard", "PGD-AT", "TRADES", "KD-AT", "KD-SWA", "AWP"],
         4: ["Standard", "PGD-AT", "TRADES", "AWP", "KD-AT", "KD-SWA"],
     }
+
+
+def test_each_gpu_is_given_to_no_more_runs_than_asked_for(store, monkeypatch):
+    monkeypatch.setattr(device, "gpu_trouble", lambda index=0: "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert jobs.places("", 0) == jobs.places("cuda", 2) == ["cuda:0", "cuda:1"]
+    assert jobs.places("", 3) == ["cuda:0", "cuda:1", "cuda:0"] and jobs.places("", 1) == ["cuda:0"]
+    assert jobs.places("cuda:1") == ["cuda:1"] and jobs.places("cpu", 3) == [""] * 3
+    tasks, executor, held = plan.tasks(TABLES, dict(rows="PGD-AT, TRADES, AWP, PGD-AT+LS")), Recording(), []
+
+    def end_the_first(seconds):
+        held.append([future.device for future in executor.running])
+        if executor.running:
+            executor.running.pop(0).set_result("")
+
+    monkeypatch.setattr(jobs.time, "sleep", end_the_first)
+    assert jobs.send(tasks, executor, at=jobs.places("cuda"), say=lambda line: None) == {}
+    assert held == [["cuda:0", "cuda:1"], ["cuda:1"], ["cuda:0"], ["cuda:1"], []]
+
+
+@pytest.mark.parametrize("visible", ["3,5", None])
+def test_a_local_worker_sees_the_gpus_that_its_parent_sees(small, monkeypatch, visible):
+    """submitit shows each local worker other ones: none, or the first."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (here,), (elsewhere,) = (jobs.tasks([runs.Wanted(small(), {})], parent=parent) for parent in (os.getpid(), 0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    dataclasses.replace(elsewhere, wanted=())()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # Slurm's own choice stays
+    dataclasses.replace(here, wanted=())()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
 def test_a_task_takes_as_many_threads_as_it_is_given(small):
@@ -137,7 +172,7 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     assert "4 runs: 1 done, 2 partial, 1 failed, 0 missing; 0:" in said
     assert main(["list"]) == 0
     assert "2 done, 1 partial, 1 failed, 0 missing" in capsys.readouterr().out
-    monkeypatch.setattr(runs, "pick_device", lambda device: "cuda")
+    monkeypatch.setattr(jobs, "pick_device", lambda device: "cuda")
     for folder in (done, judged):
         (folder / log.LOG).unlink()
     assert jobs.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's

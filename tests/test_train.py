@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch.optim.swa_utils import update_bn
 
+from sglrlib import device
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.judging.evaluate import accuracy
@@ -82,7 +83,7 @@ def test_every_row_of_the_tables_resumes_bit_for_bit(small, tmp_path, row):
 def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(
     small, store, labels, method, extra, monkeypatch
 ):
-    monkeypatch.setattr(runs, "has_bf16", lambda: True)  # else slow, but right
+    monkeypatch.setattr(device, "has_bf16", lambda: True)  # else slow, but right
     config = small(labels=labels, method=method, epochs=2, refine_start=0.0, **extra)
     first = run(config, **SILENT)
     stamp = (store / "runs" / config.id / "last.pt").stat().st_mtime_ns
@@ -99,11 +100,11 @@ def test_every_method_with_every_rule_trains_and_is_loaded_the_second_time(
 
 def test_bf16_is_refused_where_the_processor_only_emulates_it(small, store, monkeypatch):
     for flags, known in (("avx2 fma", False), ("avx512f avx512_bf16", True), ("asimd bf16", True)):
-        monkeypatch.setattr(log, "cpuinfo", lambda flags=flags: f"model name\t: A processor\nflags\t\t: {flags}\n")
-        assert log.has_bf16() == known and log.cpu_name().startswith("A processor, ")
-    monkeypatch.setattr(runs, "has_bf16", lambda: False)
+        monkeypatch.setattr(device, "cpuinfo", lambda flags=flags: f"model name\t: A processor\nflags\t\t: {flags}\n")
+        assert device.has_bf16() == known and device.cpu_name().startswith("A processor, ")
+    monkeypatch.setattr(device, "has_bf16", lambda: False)
     for precision in ("bf16", "amp"):
-        with pytest.raises(UsageError, match=f"precision = '{precision}': this processor .* only emulates bfloat16"):
+        with pytest.raises(UsageError, match=f"precision = '{precision}': .* only emulates bfloat16"):
             run(small(precision=precision), **SILENT)
         assert run(small(precision=precision), train_missing=False) is None  # to look is no work
     assert not (store / "runs").exists()
@@ -333,7 +334,7 @@ def test_published_results_are_found_without_runs(small, store, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [(dict(device="cuda:9"), "torch finds no CUDA"), (dict(device="gpu"), "cpu"), (dict(speed="fats"), "fast")],
+    [(dict(device="cuda:9"), "torch finds no CUDA"), (dict(speed="fats"), "fast")],
 )
 def test_bad_settings_fail_before_any_work(small, store, settings, said):
     if torch.cuda.is_available() and "cuda:9" in settings.values():

@@ -1,12 +1,12 @@
 """Accuracy of a model, natural or under an attack, image by image; a model that cannot be judged is refused."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sglrlib.checks import UsageError
+from sglrlib.device import evaluation_batch, exact_fp32
 from sglrlib.method.attacks import untouched
 from sglrlib.method.fast import attack_target
 
@@ -44,21 +44,26 @@ def outputs(
     image's place in x. Raises UsageError, before the first attack step, for a model or images that cannot be judged
     (see refuse), InvalidExample where the attack breaks its own rules.
     """
-    shown, logits = [], []
     with untouched(model), exact_fp32():
         refuse(model, x, y, classes)
-        size = getattr(attack, "batch_size", 500)
-        generator = torch.Generator(y.device).manual_seed(0)
-        # A model is attacked here too briefly for speed 'compile' to pay.
-        target = attack_target(model, "plain" if speed == "plain" else "fast").refresh() if attack else None
-        for images, labels in zip(x.split(size), y.split(size), strict=True):
-            if attack:
-                attacked = attack(target, images, labels, generator)
-                verify(images, attacked, attack.eps)
-                images = attacked
-            shown.append(images)
-            logits.append(model(images))
-    return torch.cat(shown), torch.cat(logits)
+        if attack:  # too briefly for speed 'compile' to pay
+            target = attack_target(model, "plain" if speed == "plain" else "fast").refresh()
+            x = examples(target, x, y, attack)
+        return x, torch.cat([model(images) for images in x.split(batch_size(attack, x))])
+
+
+def examples(target: nn.Module, x: Tensor, y: Tensor, attack: Callable) -> Tensor:
+    """Images like x, attacked on target in eval mode, in whatever precision is set. Raises as outputs() does."""
+    generator, size, found = torch.Generator(y.device).manual_seed(0), batch_size(attack, x), []
+    for images, labels in zip(x.split(size), y.split(size), strict=True):
+        found.append(attack(target, images, labels, generator))
+        verify(images, found[-1], attack.eps)
+    return torch.cat(found)
+
+
+def batch_size(attack: Callable | None, x: Tensor) -> int:
+    """How many images are attacked at a time: what the attack itself wants, else as many as suit the device."""
+    return getattr(attack, "batch_size", 0) or evaluation_batch(x.device)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, speed: str = "fast") -> float:
@@ -127,14 +132,3 @@ def verify(x: Tensor, x_adv: Tensor, eps: float) -> None:
     distance, low, high = (x_adv - x).abs().max().item(), x_adv.min().item(), x_adv.max().item()
     if not (distance <= eps + 1e-6 and low >= 0 and high <= 1):
         raise InvalidExample(f"an attack went {distance:g} far (eps = {eps:g}) and to pixels from {low:g} to {high:g}.")
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """Within: no TF32 on CUDA."""
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglrlib.judging.evaluate import are_probabilities, correct, exact_fp32
+from sglrlib.device import exact_fp32
+from sglrlib.judging.evaluate import are_probabilities, correct
 from sglrlib.method.attacks import PGD, untouched
 from sglrlib.method.autoattack import Square
 

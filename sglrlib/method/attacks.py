@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,6 @@ class PGD:
     Raises UsageError for anything else.
     """
 
-    batch_size: ClassVar[int] = 500
     eps: float
     step: float
     steps: int
@@ -87,7 +85,7 @@ class Transfer:
 
     @property
     def batch_size(self) -> int:
-        return self.attack.batch_size
+        return getattr(self.attack, "batch_size", 0)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """As the attack, on the source instead of model; the source is moved to where the images are."""
@@ -98,7 +96,6 @@ class Transfer:
 class Own:
     """A registered function attack(model, x, y, eps, step, generator) with its budget and step size, in [0, 1]."""
 
-    batch_size: ClassVar[int] = 500
     function: Callable
     eps: float
     step: float

@@ -10,7 +10,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import joblib
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import Pretty, display
@@ -141,7 +140,10 @@ def gather(
         _plan.wanted += wanted.values()
         return {}
     say, found = Line(), {}
-    failed = side_by_side([each for each in wanted.values() if each.lacking], say) if own.train else {}
+    todo = [each for each in wanted.values() if own.train and each.lacking]
+    for each in todo:
+        each.check()
+    failed = side_by_side(todo, say)
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:
@@ -159,16 +161,16 @@ def gather(
 
 
 def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[str, str]:
-    """Do several runs at once, one on each core of a CPU; nothing where there is but one run or core.
+    """Do several runs at once, one on each GPU or core; nothing where there is but one run or place.
 
     Returns id -> the end of its log, of those that failed. The workers end with this process.
     """
-    together = min(len(wanted), joblib.cpu_count())
-    if together < 2 or runs.pick_device(wanted[0].device) != "cpu":
+    at = jobs.places(wanted[0].device)[: len(wanted)] if wanted else []
+    if len(at) < 2:
         return {}
-    executor = loky.get_reusable_executor(together, timeout=10, env=dict(OMP_NUM_THREADS="1"))
+    executor = loky.get_reusable_executor(len(at), timeout=10, env=dict(OMP_NUM_THREADS="1"))
     try:
-        return jobs.send(jobs.tasks(wanted, 1, os.getpid()), executor, at_once=together, say=say)
+        return jobs.send(jobs.tasks(wanted, 1, os.getpid()), executor, at=at, say=say)
     except BrokenProcessPool:
         say("one of these processes was killed, so the rest is done one after another")
         return {}

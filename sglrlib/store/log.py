@@ -1,17 +1,16 @@
 """A run's log: its epochs and their seconds, starts and failures; and where and how long it was trained."""
 
-import functools
 import json
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from sglrlib import device as devices
 from sglrlib.config import RunConfig
 
 LOG = "log.jsonl"  # in a run's folder
@@ -77,35 +76,18 @@ def epoch_seconds(folder: Path) -> dict[int, float]:
 
 
 def provenance(folder: Path, device: str, speed: str) -> dict:
-    """Where and how long a run was trained: the seconds are summed over the epochs that count, resumed or not."""
-    return where(device, speed) | dict(seconds=round(sum(epoch_seconds(folder).values()), 1))
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system knows it, and the widest instructions that torch uses on it."""
-    names = re.findall(r"^model name\s*: (.+)$", cpuinfo(), re.MULTILINE) or [
-        platform.processor() or platform.machine()
-    ]
-    return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def has_bf16() -> bool:
-    """Whether the processor computes in bfloat16 itself, as far as the system tells; else it is taken to."""
-    return not cpuinfo() or bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo()))
-
-
-@functools.cache
-def cpuinfo() -> str:
-    """What Linux knows of the processor; '' elsewhere."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
+    """Where, in which precision of float32 and how long a run was trained: the seconds are summed over the epochs that
+    count, resumed or not.
+    """
+    seconds = round(sum(epoch_seconds(folder).values()), 1)
+    return where(device, speed) | dict(convolutions=devices.convolutions(device), seconds=seconds)
 
 
 def where(device: str, speed: str) -> dict:
     """The device and the versions of this process, and the date."""
     return dict(
-        device=torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        cpu=cpu_name(),
+        device=devices.device_name(device),
+        cpu=devices.cpu_name(),
         threads=torch.get_num_threads(),
         cores=os.cpu_count(),
         speed=speed,

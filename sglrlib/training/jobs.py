@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import joblib
 import psutil
 import torch
 from submitit.helpers import DelayedSubmission
@@ -20,6 +21,7 @@ from submitit.helpers import DelayedSubmission
 from sglrlib import doors
 from sglrlib.checks import UsageError
 from sglrlib.config import RunConfig
+from sglrlib.device import pick_device
 from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
@@ -33,7 +35,8 @@ class Task:
     """One run and all that is wanted of it; called, it does that, on this machine or another one of the same store.
 
     needs: ids of the runs that have to be there first. threads: torch's, 0 for as many as it takes by itself. parent:
-    the process of this machine with which the worker ends, 0 for none. carried: doors.carried() where it was made.
+    the process of this machine with which the worker ends, 0 for none; then visible is its CUDA_VISIBLE_DEVICES.
+    carried: doors.carried() where it was made.
     """
 
     config: RunConfig
@@ -41,12 +44,14 @@ class Task:
     needs: frozenset[str] = frozenset()
     threads: int = 0
     parent: int = 0
+    visible: str | None = None
     carried: bytes = b""
 
     def __call__(self) -> str:
         """Do what is lacking; returns '', or how it failed with the end of the run's log."""
         if self.parent:
             threading.Thread(target=end_with, args=[self.parent], daemon=True).start()
+            see(self.visible)
         doors.take_over(self.carried)
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -55,6 +60,11 @@ class Task:
             if runs.attempt(wanted, said.append) is None:
                 return runs.failed(self.config) or said[-1]
         return ""
+
+    def on(self, device: str) -> "Task":
+        """This task on another device; '' leaves it its own."""
+        wanted = [dataclasses.replace(each, device=device or each.device) for each in self.wanted]
+        return dataclasses.replace(self, wanted=tuple(wanted))
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again at a time limit or a preemption: the same, for a run resumes by itself."""
@@ -75,6 +85,26 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
+def see(visible: str | None) -> None:
+    """Have CUDA show the GPUs that the parent sees: submitit shows each local worker the first, or none."""
+    if visible is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def places(device: str, workers: int = 0) -> list[str]:
+    """Where this machine does runs at the same time, one entry each: '' is a core of the CPU, 'cuda:1' a GPU.
+
+    workers: how many; they share the GPUs as evenly as can be. 0: one a core or a GPU. Raises as pick_device() does.
+    """
+    picked = pick_device(device)
+    if picked == "cpu":
+        return [""] * (workers or joblib.cpu_count())
+    gpus = [picked] if ":" in picked else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+
+
 def tasks(wanted: Iterable[runs.Wanted], threads: int = 0, parent: int = 0) -> list[Task]:
     """One task a run, each after those of the runs that it needs itself; threads and parent are passed to each."""
     asked: dict[str, list[runs.Wanted]] = {}
@@ -83,9 +113,9 @@ def tasks(wanted: Iterable[runs.Wanted], threads: int = 0, parent: int = 0) -> l
             first = dataclasses.replace(each, config=config, columns=runs.attacked(config, ()))
             asked.setdefault(config.id, []).append(first)
         asked.setdefault(each.config.id, []).append(each)
-    carried = doors.carried()
+    how = dict(threads=threads, parent=parent, visible=os.environ.get("CUDA_VISIBLE_DEVICES"), carried=doors.carried())
     return [
-        Task(those[0].config, tuple(those), frozenset(c.id for w in those for c in w.needs), threads, parent, carried)
+        Task(those[0].config, tuple(those), frozenset(c.id for w in those for c in w.needs), **how)
         for those in asked.values()
     ]
 
@@ -130,7 +160,7 @@ def pace(task: Task, result: results.Result | None) -> float | None:
     """Seconds an epoch, from the run's log, or from a result that was trained on such a device as is used here."""
     if spent := log.epoch_seconds(RUNS / task.config.id):
         return fmean(spent.values())
-    here = runs.pick_device(task.wanted[0].device) == "cpu"
+    here = pick_device(task.wanted[0].device) == "cpu"
     if result and (result.provenance["device"] == "cpu") == here:
         return result.provenance["seconds"] / task.config.epochs
     return None
@@ -153,17 +183,19 @@ def whole_store() -> Iterator[tuple[str, str, int]]:
 
 
 def send(
-    those: list[Task], executor: Executor, *, at_once: int = 0, say: Callable[[str], None] = print
+    those: list[Task], executor: Executor, *, at: list[str] | None = None, say: Callable[[str], None] = print
 ) -> dict[str, str]:
     """Do the tasks on an executor: submitit's, or any with the interface of concurrent.futures.Executor.
 
-    No more than at_once (0: all) are handed over at a time, and none before what it needs has ended. One that fails
-    stops no other. Returns id -> the end of its log, of those that failed. say is as in runs.obtain(). If this process
-    is stopped, what it handed over goes on where tasks have no parent, and another call does the rest. Raises
-    UsageError or DataError before any work where data are missing or too few, BrokenProcessPool where the executor is.
+    Each is handed over to a place of places() that is free, or all at a time where none are given, and none before
+    what it needs has ended. One that fails stops no other. Returns id -> the end of its log, of those that failed. say
+    is as in runs.obtain(). If this process is stopped, what it handed over goes on where tasks have no parent, and
+    another call does the rest. Raises UsageError or DataError before any work where data are missing or too few,
+    BrokenProcessPool where the executor is.
     """
     check_data(task.config for task in those)
     waiting, running, failures, started = list(those), [], {}, time.monotonic()
+    free = [""] * len(those) if at is None else list(at)
     tell, told = log.progress(say), started
 
     def how_far() -> str:
@@ -171,15 +203,15 @@ def send(
         return f"{done} of {len(those)} after {time.monotonic() - started:.0f} s"
 
     while waiting or running:
-        unfinished = {task.config.id for task in [*waiting, *(task for task, _ in running)]}
-        ready = [task for task in waiting if not task.needs & unfinished]
-        ready = ready[: at_once - len(running)] if at_once else ready
+        unfinished = {task.config.id for task in [*waiting, *(task for task, *_ in running)]}
+        ready = [task for task in waiting if not task.needs & unfinished][: len(free)]
         with getattr(executor, "batch", nullcontext)() if len(ready) > 1 else nullcontext():  # Slurm: one array
-            handed = [(task, executor.submit(task)) for task in ready]
-        waiting = [task for task in waiting if task not in ready]
+            handed = [(task, place, executor.submit(task.on(place))) for task, place in zip(ready, free, strict=False)]
+        waiting, free = [task for task in waiting if task not in ready], free[len(ready) :]
         running += handed
-        for task, future in [pair for pair in running if pair[1].done()]:
-            running.remove((task, future))
+        for task, place, future in [entry for entry in running if entry[2].done()]:
+            running.remove((task, place, future))
+            free.append(place)
             if failure := outcome(task, future):
                 failures[task.config.id] = failure
                 say(failure)
@@ -189,9 +221,15 @@ def send(
                 tell(f"{how_far()}: {task.config.title} seed {task.config.seed}{chance}")
         if tell is not say and running and time.monotonic() - told > 1:
             told = time.monotonic()
-            tell(f"{how_far()}; at work: " + ", ".join(at_work(task.config) for task, _ in running))
+            tell(f"{how_far()}; at work: " + ", ".join(at_work(task.config) for task, *_ in running))
         time.sleep(0.1)
     return failures
+
+
+def check(those: Iterable[Task]) -> None:
+    """Raise UsageError for what this machine cannot or should not do, see Wanted.check()."""
+    for wanted in [each for task in those for each in task.wanted if each.lacking]:
+        wanted.check()
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:

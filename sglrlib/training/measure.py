@@ -8,25 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from sglrlib.config import RunConfig
+from sglrlib.device import exact_fp32
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
-from sglrlib.judging.evaluate import outputs
+from sglrlib.judging.evaluate import examples, outputs
 from sglrlib.method.attacks import untouched
 from sglrlib.method.data import DATASETS, HUMAN, Data, Split, planted
+from sglrlib.method.fast import attack_target
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import Method
 
 
 def look(config: RunConfig, model: nn.Module, data: Data, speed: str) -> dict[str, View]:
-    """A network's view of a train subset, and of the validation and test images; attacked by PGD of eval_steps."""
+    """A network's view of a train subset, and of the validation and test images; attacked by PGD of eval_steps.
+
+    The attack is made in the precision of training, on one copy for all; the logits are in fp32, TF32 off.
+    """
     attack = config.attack(steps=config.eval_steps)
     splits: dict[str, Split] = dict(train=data.train.first(config.train_eval_size), val=data.val, test=data.test)
     views = {}
-    for name, split in splits.items():
-        if len(split):
-            x, logits = outputs(model, split.x(), split.y, speed=speed)
-            few = split.first(config.attacked_size)
-            x_adv, logits_adv = outputs(model, few.x(), few.y, attack, speed=speed)
-            views[name] = View(x, split.y, split.y_clean, logits, x_adv, logits_adv)
+    with untouched(model):
+        target = attack_target(model, "plain" if speed == "plain" else "fast", config.precision).refresh()
+        for name, split in splits.items():
+            if len(split):
+                x, logits = outputs(model, split.x(), split.y)
+                few = split.first(config.attacked_size)
+                x_adv = examples(target, few.x(), few.y, attack)
+                logits_adv = outputs(model, x_adv, few.y)[1]
+                views[name] = View(x, split.y, split.y_clean, logits, x_adv, logits_adv)
     return views
 
 
@@ -39,11 +47,12 @@ def accuracies(views: dict[str, View]) -> dict[str, float]:
     }
 
 
+@exact_fp32()
 def diagnose(
     config: RunConfig, initial: nn.Module, labels: Hard, method: Method, teachers: Sequence, data: Data,
     model: nn.Module, views: dict[str, View], clean_pass: str,
 ) -> dict[str, float]:  # fmt: skip
-    """The columns of config.diagnostics, made on copies: the run goes on as if it had not been looked at.
+    """The columns of config.diagnostics, made on copies, TF32 off: the run goes on as if it had not been looked at.
 
     Test labels get the noise of the training labels, but for people's labels: of test images there are none.
     """

