@@ -1,6 +1,7 @@
 # make demo: the main job on the embedded dataset.  make test: all tests.  make bench: how fast, beside the published
-# code; half an hour.  Each sets up .venv first where it must.
-.PHONY: demo test bench notebooks lint setup
+# code; half an hour.  make gpu: what a card can do, tested and timed; half an hour.  Each sets up .venv first where it
+# must.
+.PHONY: demo test bench gpu notebooks lint setup
 BIN := $(CURDIR)/.venv/bin
 DEMO := runs/01_train_sglr_demo.ipynb
 
@@ -34,6 +35,10 @@ test: setup lint
 bench: export OMP_WAIT_POLICY := PASSIVE
 bench: setup
 	$(BIN)/python -m benchmarks.speed $(BENCH_OPTIONS)
+
+# GPU_OPTIONS: see python -m benchmarks.gpu --help.
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu $(GPU_OPTIONS)
 
 # Execute every notebook in place with its defaults, and drop what differs between two equal executions.
 notebooks: setup
