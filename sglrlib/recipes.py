@@ -31,6 +31,14 @@ def default_scale(dataset: str) -> str:
     return next(iter(RECIPES[dataset]))
 
 
+def swept(scale: str = "") -> dict:
+    """What sweeps of standard training over natural accuracy change: next to nothing is attacked, training accuracy is
+    of 2,000 images; and at scale small there are twice as many to train on, as a run takes a quarter of the time.
+    """
+    light = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=2000)
+    return light | dict(train_size=10_000) if scale == "small" else light
+
+
 # What a run records after each epoch for the figures over epochs.
 RECORDED = ("calibration", "gradient_norm", "hessian_trace", "information", "noisy_labels")
 
@@ -60,9 +68,6 @@ RECIPES["cifar100"] = RECIPES["cifar10"]
 
 # Test images under AutoAttack, its parts and Square, at each scale; 0 for all.
 FEW_IMAGES = dict(mini=200, small=500, paper=0)
-
-# Sweeps over natural accuracy: next to nothing is attacked, train accuracy is of (nearly) all images.
-SWEPT = dict(diagnostics=("noisy_labels",), attacked_size=50, train_eval_size=2000)
 
 # The rows of the paper's tables: what each changes in a recipe, and what follows from composing them. gamma of AWP (for
 # TRADES from epoch 10 of 200 on) and the start of SWA (epoch 56 of 200) are those of their repositories. All else is

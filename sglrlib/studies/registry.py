@@ -12,7 +12,7 @@ import pandas as pd
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
 from sglrlib.paths import CLAIMS, RESULTS
-from sglrlib.recipes import SWEPT, recipe, row_recipe
+from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
 from sglrlib.studies import calibration, doubt, overfitting, phases, refinement, sweep
@@ -69,7 +69,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from schedules(row)
     yield from label_rules(row)
     yield from black_box(row)
-    yield from kinds_of_noise(row, dataset)
+    yield from kinds_of_noise(row, dataset, scale)
     yield from parts(row)
     yield from doubted(dataset, scale)
 
@@ -96,7 +96,7 @@ def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
     noises += [(kind, 1.0) for kind in HUMAN if kind in noises_of(dataset)]
     for noise, rate in noises:
         for labels in ("hard", "self_guided"):
-            how = dict(SWEPT, method="standard", noise=noise, noise_rate=rate, labels=labels)
+            how = dict(swept(scale), method="standard", noise=noise, noise_rate=rate, labels=labels)
             runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
     yield from sweep.claims(sweep.by_noise(runs))
 
@@ -141,9 +141,9 @@ def black_box(row: Row) -> Iterator[Claim]:
             yield from refinement.gap_claims(*mine, [column])
 
 
-def kinds_of_noise(row: Row, dataset: str) -> Iterator[Claim]:
+def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 09."""
-    for name, column, light in (("PGD-AT", "pgd_20", {}), ("Standard", "natural", SWEPT)):
+    for name, column, light in (("PGD-AT", "pgd_20", {}), ("Standard", "natural", swept(scale))):
         spoilt = partial(row, name, column, **light)
         kinds = {kind: spoilt(noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels", "symmetric")}
         kinds = {kind: those for kind, those in kinds.items() if those}
