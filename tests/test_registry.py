@@ -1,6 +1,7 @@
 """The registry of claims: complete, and judged from committed results alone."""
 
 import csv
+import dataclasses
 
 import pytest
 import torch
@@ -24,11 +25,12 @@ def kept(store, monkeypatch):
     return place
 
 
-def commit(seeds=3):
+def commit(seeds=3, best=40):
     """Runs of PGD-AT that overfit by 10 points, and refined ones that do not, for so many seeds."""
     for seed in range(seeds):
         publish(result("hard", 800 + 5 * seed, 700 + 5 * seed, 120, 20, seed=seed))
-        publish(result("self_guided", 800 + 5 * seed, 795 + 5 * seed, 15, 10, seed=seed))
+        refined = result("self_guided", 800 + 5 * seed, 795 + 5 * seed, 15, 10, seed=seed)
+        publish(dataclasses.replace(refined, best_epoch=best))
 
 
 def found():
@@ -52,6 +54,16 @@ def test_three_seeds_are_a_verdict_and_fewer_are_not(kept):
     assert claims["overfits", "PGD-20, best - last"].word == "holds"
     assert claims["spared", "PGD-20, best - last"].effect == pytest.approx(9.5)
     assert claims["robust", "PGD-20, best epoch"].word == "open" and claims["natural", "Natural, last epoch"].seeds == 3
+
+
+def test_a_best_network_from_before_refinement_tells_nothing_of_it(kept):
+    commit(3, best=18)
+    assert found()["robust", "PGD-20, best epoch"].word == "open"  # refinement starts in epoch 18
+    commit(3, best=17)
+    claim = found()["robust", "PGD-20, best epoch"]
+    assert claim.word == "cannot be judged here"
+    assert claim.reason == "refinement starts after the best epoch in 3 of 3 seeds"
+    assert found()["robust", "PGD-20, last epoch"].word == "holds"
 
 
 def test_what_is_on_this_machine_alone_is_no_evidence(kept, store):

@@ -208,7 +208,7 @@ def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small,
     configs = [small(epochs=1, seed=seed) for seed in (0, 1, 2)]
     inline = notebook.gather(notebook.by_title(configs[:1]), own)
     pool = ThreadPoolExecutor(1)  # a thread's random numbers are all threads'
-    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(jobs.joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(notebook.loky, "get_reusable_executor", lambda n, **_: pool)
     monkeypatch.setattr(jobs, "end_with", lambda parent: None)
     found = notebook.gather(notebook.by_title(configs), own)[configs[0].title]

@@ -15,9 +15,9 @@ def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = (
     family = "trades_" if a == "TRADES" else ""
     found = []
 
-    def claim(name: str, text: str, of: str, values: list[Tensor]) -> None:
+    def claim(name: str, text: str, of: str, values: list[Tensor], reason: str = "") -> None:
         if values:  # a comparison needs a seed that both have
-            found.append(judged(family + name, text, of, values, reason=why))
+            found.append(judged(family + name, text, of, values, reason=why or reason))
 
     for c in columns:
         name = column_title(c)
@@ -28,9 +28,9 @@ def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = (
         claim("overfits", f"{a} loses robust accuracy after its best epoch", f"{name}, best - last", points(drops))
         less = gain(hard, refined, c, "diff")
         claim("spared", f"{b} loses less of its best robust accuracy than {a}", f"{name}, best - last", less)
-        for when in ("final", "best"):
-            of = f"{name}, {'last' if when == 'final' else when} epoch"
-            claim("robust", f"{b} is more robust than {a}", of, gain(refined, hard, c, when))
+        text = f"{b} is more robust than {a}"
+        claim("robust", text, f"{name}, last epoch", gain(refined, hard, c))
+        claim("robust", text, f"{name}, best epoch", gain(refined, hard, c, "best"), unrefined(refined))
     return found
 
 
@@ -99,6 +99,14 @@ def drop_claims(id: str, runs: dict[str, list[Result]], most: str, column: str =
             more, why = gain(runs[most], those, column, "diff"), at_chance(runs[most], those)
             found.append(judged(id, f"{most} costs more than {label}", of, more, reason=why))
     return found
+
+
+def unrefined(runs: list[Result]) -> str:
+    """Why the best networks of runs with refined labels tell nothing of them; '' where all were trained on such."""
+    early = [
+        run for run in runs if "refine_start" in run.config.as_dict() and run.best_epoch < run.config.first_refined
+    ]
+    return f"refinement starts after the best epoch in {len(early)} of {len(runs)} seeds" if early else ""
 
 
 def gain(ones: list[Result], others: list[Result], column: str, checkpoint: str = "final") -> list[Tensor]:

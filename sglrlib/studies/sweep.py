@@ -10,7 +10,7 @@ from sglrlib.show import plots
 from sglrlib.show.tables import mean_and_spread, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
-from sglrlib.studies.refinement import gain
+from sglrlib.studies.refinement import gain, unrefined
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
 
@@ -106,8 +106,8 @@ def claims(sweep: Sweep) -> list[Claim]:
         kind, why = noise.replace("_", " "), at_chance(hard or [], refined or [])
         at = f"{kind} labels" if noise.startswith("human_") else f"{rate:.0%} {kind} noise"
 
-        def claim(id: str, text: str, of: str, values: list) -> None:
-            found.append(judged(id, f"{at}: {text}", of, values, reason=why))  # noqa: B023
+        def claim(id: str, text: str, of: str, values: list, reason: str = "") -> None:
+            found.append(judged(id, f"{at}: {text}", of, values, reason=why or reason))  # noqa: B023
 
         if hard and rate:
             above = [run.curve[-1]["train_natural"] - portion_correct(run) for run in hard]
@@ -123,5 +123,7 @@ def claims(sweep: Sweep) -> list[Claim]:
                 claim("not_memorised", text, "wrong training labels predicted, last epoch", fewer)
             for when, word in (("final", "last"), ("best", "best")):
                 lower = gain(refined, hard, "natural", when)
-                claim("lower_error", "self-guided labels have the lower test error", f"Natural, {word} epoch", lower)
+                reason = unrefined(refined) if when == "best" else ""
+                text = "self-guided labels have the lower test error"
+                claim("lower_error", text, f"Natural, {word} epoch", lower, reason)
     return found
