@@ -1,5 +1,7 @@
 """Accuracy of a model, natural or under an attack, image by image; a model that cannot be judged is refused."""
 
+import re
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -7,8 +9,11 @@ from torch import Tensor, nn
 
 from sglrlib.checks import UsageError
 from sglrlib.device import evaluation_batch, exact_fp32
-from sglrlib.method.attacks import untouched
-from sglrlib.method.fast import attack_target
+from sglrlib.method.attacks import PGD, untouched
+from sglrlib.method.autoattack import Part
+from sglrlib.method.fast import attack_target, strays
+
+SHAPES = "shape|size|channels|dimension"  # words of torch's, where images are not those that a network takes
 
 
 class InvalidExample(RuntimeError):
@@ -39,17 +44,55 @@ def outputs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The images, attacked where attack is given, and the model's logits (N, K) on them.
 
-    x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy (the model itself with speed
-    'plain') in fp32, the logits are the model's own in fp32, TF32 off. The attack's random numbers depend only on an
-    image's place in x. Raises UsageError, before the first attack step, for a model or images that cannot be judged
-    (see refuse), InvalidExample where the attack breaks its own rules.
+    x (N, C, H, W) in [0, 1], y (N,). The attack is made on the model's folded copy in fp32, TF32 off; or on the model
+    itself with speed 'plain', and where the copy's logits are not the model's, which a warning says. The logits
+    returned are the model's own in fp32. The attack's random numbers depend only on an image's place in x. Raises
+    UsageError for a model or images that cannot be judged (see refuse), before the first attack step, and for logits
+    that are NaN or infinite; InvalidExample where the attack breaks its own rules.
     """
     with untouched(model), exact_fp32():
         refuse(model, x, y, classes)
-        if attack:  # too briefly for speed 'compile' to pay
-            target = attack_target(model, "plain" if speed == "plain" else "fast").refresh()
-            x = examples(target, x, y, attack)
-        return x, torch.cat([model(images) for images in x.split(batch_size(attack, x))])
+        if attack:
+            if isinstance(attack, (PGD, Part)) and getattr(attack, "part", "") != "square":
+                refuse_without_gradient(model, x[:2])
+            x = attacked(model, x, y, attack, speed)
+        logits = torch.cat([model(images) for images in x.split(batch_size(attack, x))])
+        if not (finite := logits.isfinite().all(1)).all():
+            first, n = int((~finite).nonzero()[0]), int((~finite).sum())
+            what = "attacked images" if attack else "images"
+            raise UsageError(
+                f"the model returns NaN or infinity for {n} of {len(x)} {what} (first for number {first}), which is no "
+                "class: expected finite logits."
+            )
+        return x, logits
+
+
+def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Callable, speed: str) -> Tensor:
+    """examples() on the model's copy, if its logits are the model's on the first batch, clean and attacked; else on
+    the model itself, and a warning says why: an attack on another function would flatter the model.
+    """
+    if speed == "plain":
+        return examples(model, x, y, attack)
+    first = slice(batch_size(attack, x))
+    target, why = prepared(model, x[first])
+    if not why:
+        found = examples(target, x, y, attack)
+        if not (why := strays(target, model, found[first])):
+            return found
+    warnings.warn(f"{why}, so the model itself is attacked, which is slower.", stacklevel=4)
+    return examples(model, x, y, attack)
+
+
+def prepared(model: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """The model's copy; and why it cannot be attacked, '' where its logits on images x (N, C, H, W) are the model's.
+
+    It is not compiled, which would not pay for so few steps.
+    """
+    try:
+        target = attack_target(model, "fast").refresh()
+        return target, strays(target, model, x)
+    except Exception as error:  # the copy's own trouble: what the model itself cannot do, it says under attack
+        return model, str(error).partition(": use speed")[0]
 
 
 def examples(target: nn.Module, x: Tensor, y: Tensor, attack: Callable) -> Tensor:
@@ -90,8 +133,9 @@ def withstood(
 def refuse(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> None:
     """Raise UsageError for what cannot be judged; tried on the first images, model in eval mode.
 
-    Images or labels out of range; a model that cannot take the images (one trained on another dataset), that returns
-    another number of classes than there are, NaN or infinity, or probabilities instead of raw logits.
+    Images or labels out of range; a model that cannot take the images (one trained on another dataset) or changes them,
+    that returns another number of classes than there are, NaN or infinity, or probabilities instead of raw logits, or
+    whose logits for an image depend on the rest of the batch.
     """
     if not (x.dim() == 4 and len(x) == len(y) > 0):
         raise UsageError(
@@ -99,12 +143,21 @@ def refuse(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -
         )
     if not (x.min() >= 0 and x.max() <= 1):
         raise UsageError(f"images range from {x.min():g} to {x.max():g}: expected [0, 1]; normalise inside the model.")
+    few = x[:16].clone()
     try:
-        logits = model(x[:16])
+        logits, again = model(few), model(few)
     except RuntimeError as error:
+        shape, of_type = (re.search(words, str(error)) for words in (SHAPES, "type|Double|Half"))
+        if isinstance(error, torch.OutOfMemoryError) or not (shape or of_type):
+            raise  # the model's own
+        hint = ": was it trained on another dataset?" * bool(shape)
         raise UsageError(
-            f"the model cannot take images of shape {tuple(x.shape[1:])}: was it trained on another dataset? ({error})"
+            f"the model cannot take images of shape {tuple(x.shape[1:])} and {str(x.dtype)[6:]}{hint} ({error})"
         ) from error
+    if not torch.equal(few, x[:16]):
+        raise UsageError("the model changes the images that it is given: expected it to leave them as they are.")
+    if not isinstance(logits, Tensor):
+        raise UsageError(f"the model returns a {type(logits).__name__}: expected the logits alone, a tensor (N, K).")
     wanted = int(y.max()) + 1 if classes is None else classes
     if logits.dim() != 2 or (logits.shape[1] != classes if classes else logits.shape[1] < wanted) or y.min() < 0:
         raise UsageError(
@@ -119,6 +172,22 @@ def refuse(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -
             f"the model returns probabilities (from {low:g} to {high:g}, each row adding up to 1): expected raw "
             "logits, so leave out the softmax."
         )
+    half = len(few) // 2 or 1
+    if torch.equal(logits, again) and not torch.allclose(model(few[:half]), logits[:half], rtol=1e-3, atol=1e-3):
+        raise UsageError(
+            "the model's logits for an image depend on the other images of its batch: expected it to judge each by "
+            "itself, as with BatchNorm's running statistics."
+        )
+
+
+def refuse_without_gradient(model: nn.Module, x: Tensor) -> None:
+    """Raise UsageError where torch cannot differentiate the logits by the images x (N, C, H, W)."""
+    with torch.enable_grad():
+        if not model(x.clone().requires_grad_()).requires_grad:
+            raise UsageError(
+                "the model's logits have no gradient in its images (no_grad within its forward?), so this attack would "
+                "find nothing: expected a model that torch can differentiate, or a black-box attack, 'square'."
+            )
 
 
 def are_probabilities(outputs: Tensor) -> bool:

@@ -1,15 +1,18 @@
 """What makes training fast without changing what is trained: attacks on a folded copy, and steps as CUDA graphs."""
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 
 from sglrlib.checks import UsageError
 
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 WARM_UP = 3  # plain steps before one is recorded, as PyTorch's notes on CUDA graphs advise
 
 
@@ -18,15 +21,20 @@ class AttackCopy(nn.Module):
 
     The copy's logits equal the model's in eval mode up to rounding. dtype is that of convolutions and linear layers,
     float32, bfloat16 or float64; input and output stay float32. refresh() takes over the model's present weights and
-    statistics. The forward of the model must be one that torch.fx can trace: no branch on the data.
+    statistics. Raises UsageError for a model whose forward torch.fx cannot trace (it branches on the data, say), or
+    that does more than its forward says: hooks, parametrizations. What else goes wrong, strays() sees.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.dtype = dtype
+        hooked = [type(m).__name__ for m in model.modules() if any(getattr(m, hooks) for hooks in HOOKS)]
+        if hooked or any(is_parametrized(module) for module in model.modules()):
+            has = f"hooks on {hooked[0]}" if hooked else "parametrizations"
+            raise UsageError(f"this model has {has}, which no copy follows: use speed = 'plain'.")
         try:
             traced = fx.symbolic_trace(copy.deepcopy(model).eval())
-        except fx.proxy.TraceError as error:
+        except Exception as error:  # fx raises whatever the model's own code makes of a proxy
             raise UsageError(f"this model cannot be traced ({error}): use speed = 'plain'.") from error
         originals = dict(model.named_modules())
         folded = dict(foldable(traced))
@@ -69,6 +77,15 @@ class AttackCopy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) float32 for images (N, C, H, W) in [0, 1]."""
         return self.net(x.to(self.dtype, memory_format=torch.channels_last)).float()
+
+
+@torch.no_grad()
+def strays(target: nn.Module, model: nn.Module, x: Tensor) -> str:
+    """How far target's logits are from the model's on images x (N, C, H, W), in words; '' where it is rounding."""
+    own, theirs = model(x).float(), target(x).float()
+    apart = (own - theirs).abs().max().item() if own.shape == theirs.shape else math.inf
+    close = apart <= 1e-3 * max(1.0, own.abs().max().item())  # False for NaN too
+    return "" if close else f"its prepared copy computes something else (logits differ by {apart:.3g})"
 
 
 def foldable(traced: fx.GraphModule) -> Iterator[tuple[str, str]]:
