@@ -24,7 +24,7 @@ from sglrlib.show import verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
-from sglrlib.training import jobs, runs
+from sglrlib.training import cost, jobs, runs
 
 # Parameters of every notebook and their defaults, whether or not its parameters cell shows them.
 COMMON = dict(
@@ -141,7 +141,9 @@ def gather(
         _plan.wanted += wanted.values()
         return {}
     say, found = Line(), {}
-    failed = side_by_side([each for each in wanted.values() if each.lacking], say) if own.train else {}
+    lacking = [each for each in wanted.values() if each.lacking] if own.train else []
+    say.more = jobs.time_left(jobs.tasks(lacking))
+    failed = side_by_side(lacking, say)
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:
@@ -166,9 +168,13 @@ def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[
     together = min(len(wanted), joblib.cpu_count())
     if together < 2 or runs.pick_device(wanted[0].device) != "cpu":
         return {}
+    tasks = jobs.tasks(wanted, 1, os.getpid())
+    if about := cost.announced([task.config for task in tasks if "training" in task.lacking], "cpu", wanted[0].speed):
+        say.update(f"{len(tasks)} runs, {together} at a time{about}")
+    say.more = jobs.time_left(tasks, together)
     executor = loky.get_reusable_executor(together, timeout=10, env=dict(OMP_NUM_THREADS="1"))
     try:
-        return jobs.send(jobs.tasks(wanted, 1, os.getpid()), executor, at_once=together, say=say)
+        return jobs.send(tasks, executor, at_once=together, say=say)
     except BrokenProcessPool:
         say("one of these processes was killed, so the rest is done one after another")
         return {}
@@ -178,15 +184,19 @@ def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[
 
 
 class Line:
-    """Prints what it is called with; update() writes over what it wrote before, in one line of a notebook's cell."""
+    """Prints what it is called with; update() writes over what it wrote before, in one line of a notebook's cell.
+
+    more is called for what that line ends in.
+    """
 
     def __init__(self):
-        self.shown = None
+        self.shown, self.more = None, str
 
     def __call__(self, text: str) -> None:
         print(text, flush=True)
 
     def update(self, text: str) -> None:
+        text += self.more()
         if not hasattr(get_ipython(), "kernel"):
             self(text)
         elif self.shown is None:

@@ -41,6 +41,7 @@ from sglrlib.store.log import (
     where,
 )  # fmt: skip
 from sglrlib.store.results import CHECKPOINTS, Result, pack_shares, stored
+from sglrlib.training import cost
 from sglrlib.training.train import best_epoch, run_data, run_model, train
 
 
@@ -233,7 +234,12 @@ def few_threads(config: RunConfig, device: str) -> Iterator[None]:
 def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
     """Train a run to its end; a result without evaluations."""
     checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
-    progress(say)(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
+    name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
+    begins = f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}{name}"
+    progress(say)(begins)
+    watched = hasattr(say, "update") and not (folder / "last.pt").exists()  # one that goes on has a pace of its own
+    if about := cost.announced([config], device, speed) if watched else "":
+        progress(say)(begins + about)
     teachers = [load_model(teacher, "best", device) for teacher in config.teachers]
     report = Log(config, folder, device, speed, say)
     train(config, folder, teachers=teachers, device=device, speed=speed, report=report, say=say)
