@@ -160,7 +160,7 @@ def gather(
     return {label: those for label, those in present.items() if those}
 
 
-def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[str, str]:
+def side_by_side(wanted: list[runs.Wanted], say: "Line") -> dict[str, str]:
     """Do several runs at once, one on each core of a CPU; nothing where there is but one run or core.
 
     Returns id -> the end of its log, of those that failed. The workers end with this process.
