@@ -223,14 +223,14 @@ def test_a_card_that_is_not_here(store, rates, capsys):
         log.note(folder, epoch=1, seconds=1000.0)
     assert main(["list", *ARGUMENTS, "--card", "NVIDIA T4"]) == 0
     said = capsys.readouterr().out
-    assert "~0 s left" in said and "assumed: NVIDIA T4 4.0 TFLOP/s in training, 4.0 TFLOP/s in evaluation" in said
+    assert "~0 s left" in said and "assumed: NVIDIA T4 4.05 TFLOP/s in training, 4.05 TFLOP/s in evaluation" in said
     assert rates == []
     assert main(["list", *ARGUMENTS, "--card", "NVIDIA T40"]) == 2
     assert "card = 'NVIDIA T40' is not known. Did you mean 'NVIDIA T4'?" in capsys.readouterr().err
 
 
 def test_tf32_counts_only_where_it_is_faster_and_never_in_evaluation():
-    assert cost.assumed("NVIDIA H100") == pytest.approx((0.25 * 494.5e12, 0.5 * 66.9e12))
+    assert cost.assumed("NVIDIA H100") == pytest.approx((0.25 * 494.5e12, 0.5 * 67e12))
     assert cost.assumed("NVIDIA RTX 4090") == pytest.approx((0.5 * 82.6e12, 0.5 * 82.6e12))
     with pytest.raises(UsageError, match="Did you mean 'NVIDIA H100'"):
         cost.assumed("H100")

@@ -25,7 +25,7 @@ class Rate(NamedTuple):
 
 # Peak TFLOP/s, TF32 on tensor cores without sparsity and FP32, by NVIDIA's data sheets of the T4 (which has no TF32)
 # and of the H100 SXM (its 989 is with sparsity), and by the appendix of its white paper on Ada.
-CARDS = {"NVIDIA T4": (0.0, 8.1), "NVIDIA RTX 4090": (82.6, 82.6), "NVIDIA H100": (494.5, 66.9)}
+CARDS = {"NVIDIA T4": (0.0, 8.1), "NVIDIA RTX 4090": (82.6, 82.6), "NVIDIA H100": (494.5, 67.0)}
 # What is assumed to be sustained of the peaks: tensor cores wait for memory more often than they compute.
 TF32_SHARE, FP32_SHARE = 0.25, 0.5
 WORTH_MEASURING = 50e12  # FLOP; less takes seconds
@@ -100,7 +100,7 @@ def spoken(seconds: float) -> str:
 def scaled(flop: float) -> str:
     """'3,915 PFLOP', '281 PFLOP' or '43.4 GFLOP'."""
     size, unit = next((pair for pair in ((1e15, "PFLOP"), (1e12, "TFLOP")) if flop >= pair[0]), (1e9, "GFLOP"))
-    return f"{flop / size:,.{1 if flop < 100 * size else 0}f} {unit}"
+    return f"{flop / size:.3g} {unit}" if flop < 100 * size else f"{flop / size:,.0f} {unit}"
 
 
 # Measuring
