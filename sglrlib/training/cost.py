@@ -28,7 +28,7 @@ class Rate(NamedTuple):
 CARDS = {"NVIDIA T4": (0.0, 8.1), "NVIDIA RTX 4090": (82.6, 82.6), "NVIDIA H100": (494.5, 67.0)}
 # What is assumed to be sustained of the peaks: tensor cores wait for memory more often than they compute.
 TF32_SHARE, FP32_SHARE = 0.25, 0.5
-WORTH_MEASURING = 50e12  # FLOP; less takes seconds
+WORTH_MEASURING = 50e12  # FLOP; less is digits, or some minutes of a core
 
 
 class Forecast:
