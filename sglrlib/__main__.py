@@ -21,7 +21,7 @@ from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
 from sglrlib.store import lease
 from sglrlib.studies import readme, registry
-from sglrlib.training import jobs, runs
+from sglrlib.training import cost, jobs, runs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("list", parents=[both], help="show the state of each run, and the time left")
     shown.set_defaults(do=list_runs)
     shown.add_argument("notebook", nargs="?", help="without one: every run of the store")
+    shown.add_argument(
+        "--no-measure", action="store_true", help="'?' for what is not known yet, instead of a few steps"
+    )
+    shown.add_argument("--card", default="", help=f"times as if on one of: {', '.join(cost.CARDS)}")
     sent = commands.add_parser("run", parents=[both], help="do what is missing, and show how that ended")
     sent.set_defaults(do=do_runs)
     sent.add_argument("notebook")
@@ -75,8 +79,9 @@ def judge_claims(asked: argparse.Namespace) -> int:
 def list_runs(asked: argparse.Namespace) -> int:
     """Show a notebook's runs, or those of the whole store."""
     if asked.notebook:
+        estimate = None if asked.no_measure and not asked.card else cost.Forecast(asked.card)
         trust(asked)
-        show(plan.tasks(asked.notebook, parameters(asked)))
+        show(plan.tasks(asked.notebook, parameters(asked)), estimate)
         return 0
     counts = Counter()
     for name, kind, epoch in jobs.whole_store():
@@ -159,29 +164,39 @@ def slurm(asked: argparse.Namespace) -> submitit.SlurmExecutor:
     return executor
 
 
-def show(tasks: list[jobs.Task]) -> None:
-    """Print the runs and their states, the ends of the logs of those that failed, and the sum of the time left."""
-    found = jobs.states(tasks)
+def show(tasks: list[jobs.Task], estimate: cost.Forecast | None = None) -> None:
+    """Print the runs and their states, the ends of the logs of those that failed, and the sum of the time left.
+
+    What is an estimate has a ~ before it, and the last line says what it rests on.
+    """
+    found = jobs.states(tasks, estimate)
     width = max([len(task.config.title) for task in tasks], default=0)
-    for task, (kind, epoch, left) in zip(tasks, found, strict=True):
+    for task, (kind, epoch, left, guessed) in zip(tasks, found, strict=True):
         at = f"epoch {epoch}/{task.config.epochs}" * (kind != "missing")
         holder = lease.holder(RUNS / task.config.id)
-        more = f"  {clock(left)} left" * (kind != "done") + f"  claimed by {holder}" * bool(holder and kind != "done")
+        more = f"  {clock(left, guessed)} left" * (kind != "done") + f"  claimed by {holder}" * bool(
+            holder and kind != "done"
+        )
         print(f"{task.config.title:{width}}  {task.config.id}  {kind:7}  {at:13}{more}".rstrip())
     for task, state in zip(tasks, found, strict=True):
         if state.kind == "failed":
             print(runs.failed(task.config))
-    left = clock(sum(state.left or 0 for state in found))
+    guessed = any(state.guessed for state in found)
+    left = clock(sum(state.left or 0 for state in found), guessed)
     some = "at least " * any(state.left is None for state in found)
     print(f"{len(tasks)} runs: {summary(Counter(state.kind for state in found))}; {some}{left} of work left")
+    if guessed:
+        print(estimate)
 
 
 def summary(counts: Counter) -> str:
     return ", ".join(f"{counts[kind]} {kind}" for kind in jobs.KINDS)
 
 
-def clock(seconds: float | None) -> str:
-    """'0:01:02', or '?'."""
+def clock(seconds: float | None, guessed: bool = False) -> str:
+    """'0:01:02', '~3.1 h' where that is an estimate, or '?'."""
+    if guessed:
+        return f"~{cost.spoken(seconds)}"
     return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 

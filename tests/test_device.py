@@ -6,6 +6,8 @@ import torch
 from sglrlib import device
 from sglrlib.checks import UsageError
 from sglrlib.device import exact_fp32, gpu_trouble, pick_device, refuse_precision
+from sglrlib.recipes import recipe
+from sglrlib.training.runs import Wanted, run
 
 
 @pytest.fixture
@@ -108,3 +110,19 @@ def test_tf32_is_off_within_and_as_before_after():
             pass
         assert state() == ("ieee", "ieee", "ieee", False)
     assert state() == before
+
+
+def test_weeks_on_a_cpu_have_to_be_asked_for(store, card, monkeypatch):
+    card((9, 0), cards=0)
+    for changes in (dict(), dict(arch="wrn34_10"), dict(labels="self_guided")):
+        with pytest.raises(
+            UsageError, match=r"PFLOP, days or weeks of a CPU, and torch finds no CUDA .* device = 'cpu'"
+        ):
+            run(recipe("cifar10", "paper", **changes))
+    assert not (store / "runs").exists()
+    for config in (recipe("cifar10", "small"), recipe("digits")):
+        Wanted(config, {}).check()
+    Wanted(recipe("cifar10", "paper"), {}, device="cpu").check()
+    assert run(recipe("cifar10", "paper"), train_missing=False) is None
+    card((9, 0))
+    Wanted(recipe("cifar10", "paper"), {}).check()

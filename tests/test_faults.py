@@ -645,10 +645,10 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
 
 KERNEL = """
 from sglrlib.recipes import recipe
-from sglrlib.show.notebook import side_by_side
+from sglrlib.show.notebook import Line, side_by_side
 from sglrlib.training.runs import Wanted, attacked
 
-side_by_side([Wanted(config, attacked(config, ())) for config in (recipe(epochs=9999, seed=s) for s in (0, 1))], print)
+side_by_side([Wanted(config, attacked(config, ())) for config in (recipe(epochs=9999, seed=s) for s in (0, 1))], Line())
 """
 COMMAND = [
     "-m",

@@ -17,13 +17,14 @@ from joblib.externals import loky
 
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
+from sglrlib.device import pick_device
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
 from sglrlib.show import verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
-from sglrlib.training import jobs, runs
+from sglrlib.training import cost, jobs, runs
 
 # Parameters of every notebook and their defaults, whether or not its parameters cell shows them.
 COMMON = dict(
@@ -143,6 +144,7 @@ def gather(
     todo = [each for each in wanted.values() if own.train and each.lacking]
     for each in todo:
         each.check()
+    say.more = jobs.time_left(jobs.tasks(todo))
     failed = side_by_side(todo, say)
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
@@ -160,7 +162,7 @@ def gather(
     return {label: those for label, those in present.items() if those}
 
 
-def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[str, str]:
+def side_by_side(wanted: list[runs.Wanted], say: "Line") -> dict[str, str]:
     """Do several runs at once, one on each GPU or core; nothing where there is but one run or place.
 
     Returns id -> the end of its log, of those that failed. The workers end with this process.
@@ -168,9 +170,14 @@ def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[
     at = jobs.places(wanted[0].device)[: len(wanted)] if wanted else []
     if len(at) < 2:
         return {}
+    tasks, first = jobs.tasks(wanted, 1, os.getpid()), wanted[0]
+    configs = [task.config for task in tasks if "training" in task.lacking]
+    if about := cost.announced(configs, pick_device(first.device), first.speed):
+        say.update(f"{len(tasks)} runs, {len(at)} at a time{about}")
+    say.more = jobs.time_left(tasks, len(at))
     executor = loky.get_reusable_executor(len(at), timeout=10, env=dict(OMP_NUM_THREADS="1"))
     try:
-        return jobs.send(jobs.tasks(wanted, 1, os.getpid()), executor, at=at, say=say)
+        return jobs.send(tasks, executor, at=at, say=say)
     except BrokenProcessPool:
         say("one of these processes was killed, so the rest is done one after another")
         return {}
@@ -180,15 +187,19 @@ def side_by_side(wanted: list[runs.Wanted], say: Callable[[str], None]) -> dict[
 
 
 class Line:
-    """Prints what it is called with; update() writes over what it wrote before, in one line of a notebook's cell."""
+    """Prints what it is called with; update() writes over what it wrote before, in one line of a notebook's cell.
+
+    more is called for what that line ends in.
+    """
 
     def __init__(self):
-        self.shown = None
+        self.shown, self.more = None, str
 
     def __call__(self, text: str) -> None:
         print(text, flush=True)
 
     def update(self, text: str) -> None:
+        text += self.more()
         if not hasattr(get_ipython(), "kernel"):
             self(text)
         elif self.shown is None:

@@ -26,7 +26,7 @@ from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
 from sglrlib.store.results import CHECKPOINTS
-from sglrlib.training import runs
+from sglrlib.training import cost, runs
 from sglrlib.training.train import run_data
 
 
@@ -121,23 +121,30 @@ def tasks(wanted: Iterable[runs.Wanted], threads: int = 0, parent: int = 0) -> l
 
 
 class State(NamedTuple):
-    """kind: one of KINDS; epoch: the last one done; left: seconds of work, None where there is nothing to go by."""
+    """kind: one of KINDS; epoch: the last one done; left: seconds of work, None where there is nothing to go by;
+    guessed: whether left is an estimate, at least in part.
+    """
 
     kind: str
     epoch: int
     left: float | None = None
+    guessed: bool = False
 
 
 KINDS = ("done", "partial", "failed", "missing")
 
 
-def states(those: list[Task]) -> list[State]:
-    """The state of each task. What is left is told by the run's own pace so far, else by the others' means."""
+def states(those: list[Task], estimate: cost.Forecast | None = None) -> list[State]:
+    """The state of each task. What is left is told by the run's own pace so far, else by the others' means.
+
+    estimate is called only where there are none, and everywhere if it is of a card that is not here.
+    """
+    elsewhere = bool(estimate and estimate.card)
     known = {task.config.id: results.stored(task.config, committed=True) for task in those}
-    paces = {task.config.id: pace(task, known[task.config.id]) for task in those}
+    paces = {} if elsewhere else {task.config.id: pace(task, known[task.config.id]) for task in those}
     usual = [seconds for seconds in paces.values() if seconds]
     spent = {}
-    for result in filter(None, known.values()):
+    for result in () if elsewhere else filter(None, known.values()):
         for column, entry in [c for which in CHECKPOINTS for c in result.evaluations[which].items()]:
             spent.setdefault(column, []).append(entry["seconds"])
     found = []
@@ -149,11 +156,46 @@ def states(those: list[Task]) -> list[State]:
             continue
         if "training" not in lacking:
             kind, epoch = "partial" if kind == "done" else kind, config.epochs
-        seconds = paces[config.id] or (fmean(usual) if usual else None)
-        judging = sum(2 * fmean(spent.get(column, [0])) for column in lacking)
+        seconds = paces.get(config.id) or (fmean(usual) if usual else None)
+        unknown = [column for column in lacking if column not in ("training", *spent)]
+        guess = (
+            estimated(task, estimate) if estimate and (unknown or (seconds is None and epoch < config.epochs)) else None
+        )
+        if guess and seconds is None:
+            seconds = (guess.training + guess.measuring) / config.epochs
+        judging = sum(2 * fmean(spent[column]) for column in lacking if column in spent)
+        judging += sum(guess.columns[column] for column in unknown) if guess else 0
         left = None if seconds is None and epoch < config.epochs else (config.epochs - epoch) * (seconds or 0) + judging
-        found.append(State(kind, epoch, left))
+        found.append(State(kind, epoch, left, guessed=guess is not None))
     return found
+
+
+def estimated(task: Task, estimate: cost.Forecast) -> cost.Cost:
+    """The seconds that a task takes where it would be done."""
+    first, config = task.wanted[0], task.config
+    columns = {column: wanted.images for wanted in task.wanted for column in wanted.columns}
+    device = pick_device(first.device)
+    with runs.few_threads(config, device):
+        return estimate(config, columns, device, first.speed)
+
+
+def time_left(those: list[Task], at_once: int = 1) -> Callable[[], str]:
+    """What tells how long several tasks still take, so many at once: '; about 3:20 left in all', in hours and minutes.
+
+    '' within the first minute, and where nothing tells; it looks every ten seconds.
+    """
+    looked, text = time.monotonic() + 50, ""
+
+    def tell() -> str:
+        nonlocal looked, text
+        if len(those) > 1 and time.monotonic() - looked >= 10:
+            looked = time.monotonic()
+            left = [state.left for state in states(those)]
+            minutes = None if None in left else round(sum(left) / at_once / 60)
+            text = "" if minutes is None else f"; about {minutes // 60}:{minutes % 60:02} left in all"
+        return text
+
+    return tell
 
 
 def pace(task: Task, result: results.Result | None) -> float | None:

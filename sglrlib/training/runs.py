@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
-from sglrlib.device import gpu_trouble, pick_device, refuse_precision, using
+from sglrlib.device import device_name, gpu_trouble, pick_device, refuse_precision, using
 from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
@@ -40,6 +40,8 @@ from sglrlib.store.log import (
     where,
 )  # fmt: skip
 from sglrlib.store.results import CHECKPOINTS, Result, pack_shares, stored
+from sglrlib.training import cost
+from sglrlib.training.flops import counted
 from sglrlib.training.train import best_epoch, run_data, run_model, train
 
 
@@ -89,7 +91,7 @@ class Wanted:
         device, config = pick_device(self.device), self.config
         refuse_precision(config.precision, device)
         if device == "cpu" and not self.device and "training" in self.lacking:
-            work = training_flops(config)
+            work = counted(config).training
             if work > DAYS_ON_A_CPU:
                 raise UsageError(
                     f"training {config.title} takes {work / 1e15:.0f} PFLOP, days or weeks of a CPU, and "
@@ -247,7 +249,12 @@ def few_threads(config: RunConfig, device: str) -> Iterator[None]:
 def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
     """Train a run to its end; a result without evaluations."""
     checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
-    progress(say)(f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}")
+    name = f" ({device_name(device)})" * (device != "cpu")
+    begins = f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}{name}"
+    progress(say)(begins)
+    watched = hasattr(say, "update") and not (folder / "last.pt").exists()  # one that goes on has a pace of its own
+    if about := cost.announced([config], device, speed) if watched else "":
+        progress(say)(begins + about)
     teachers = [load_model(teacher, "best", device) for teacher in config.teachers]
     report = Log(config, folder, device, speed, say)
     train(config, folder, teachers=teachers, device=device, speed=speed, report=report, say=say)
@@ -351,7 +358,3 @@ def export(config: RunConfig, which: str = "best", path: str | Path = "") -> Pat
     path = Path(path or RUNS / config.id / f"{which}.safetensors")
     save_file(state, path, metadata=dict(config=json.dumps(config.flat()), which=which, format="pt"))
     return path
-
-
-def training_flops(config: RunConfig) -> float:
-    return 0.0
