@@ -115,7 +115,7 @@ def test_tf32_is_off_within_and_as_before_after():
 def test_weeks_on_a_cpu_have_to_be_asked_for(store, card, monkeypatch):
     card((9, 0), cards=0)
     for changes in (dict(), dict(arch="wrn34_10"), dict(labels="self_guided")):
-        with pytest.raises(UsageError, match="days or weeks of a CPU, and torch finds no CUDA .* device = 'cpu'"):
+        with pytest.raises(UsageError, match=r"days or weeks of a CPU, and torch finds no CUDA .* device = 'cpu'"):
             run(recipe("cifar10", "paper", **changes))
     assert not (store / "runs").exists()
     for config in (recipe("cifar10", "small"), recipe("digits")):
