@@ -63,7 +63,7 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
         raise UsageError(f"recipe belongs to a dataset, not to {kind} {name!r}.")
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed CUDA's generators too
             TRIALS[kind](entry, name)
     except UsageError as error:
         raise UsageError(f"{kind} {name!r}: {error}") from error
