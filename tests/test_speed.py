@@ -2,11 +2,10 @@
 
 import json
 import os
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
+from fakegpu import fake_gpu
 
 from benchmarks import clocks, reference, report, speed
 from benchmarks.task import TOLERANCES
@@ -102,96 +101,40 @@ def test_each_precision_is_what_it_says(task):
     assert seen == {"fp32": (torch.float32,) * 2, "bf16": (half, torch.float32), "amp": (half, half)}
 
 
-# A captured step: here without CUDA, on a graph that only remembers and calls again what was done in it
-
-
-class Graph:
-    """Stands for torch.cuda.CUDAGraph: the step under recording gives it what to do, replay() does it."""
-
-    recording = None
-
-    def __init__(self):
-        self.generators, self.replays = [], 0
-
-    def register_generator_state(self, generator):
-        self.generators.append(generator)
-
-    def replay(self):
-        self.replays += 1
-        self.work()
+# A captured step
 
 
 class Recordable:
-    """Stands for a Step: writes the batch's sum into a loss of its own, at once or whenever its graph is replayed."""
+    """Stands for a Step: its loss is the batch's sum; called knows each time that it was called from Python."""
 
     def __init__(self):
-        self.mode, self.generator, self.done = ("refining",), torch.Generator(), []
+        self.mode, self.generator, self.called = ("refining",), torch.Generator("cuda"), []
         self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
 
     def __call__(self, x, y, index):
-        loss = torch.zeros(())
-
-        def work():
-            self.done.append(len(x))
-            loss.copy_(x.sum())
-
-        if Graph.recording is None:
-            work()
-        else:
-            Graph.recording.work = work
-        return loss
+        self.called.append((len(x), *self.mode))
+        return x.sum()
 
 
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    graphs = []
-
-    @contextmanager
-    def recorded(graph, pool, stream):
-        graphs.append(graph)
-        Graph.recording = graph
-        yield
-        Graph.recording = None
-
-    @contextmanager
-    def on(stream):
-        yield
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, stand_in in dict(
-        CUDAGraph=Graph, graph=recorded, stream=on, Stream=lambda device: stream, current_stream=lambda: stream,
-        graph_pool_handle=lambda: "pool",
-    ).items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    return graphs
+def test_a_captured_step_warms_up_is_recorded_once_for_each_size_and_mode_and_sees_each_batch():
+    with fake_gpu():
+        step = Recordable()
+        take = captured(step)
+        for size, mode in ((4, "refining"), (3, "refining"), (4, "not refining")):
+            step.mode = (mode,)
+            for value in range(WARM_UP + 3):
+                x, index = torch.full((size, 1), float(value), device="cuda"), torch.arange(size, device="cuda")
+                assert take(x, index, index).item() == size * value
+                assert step.called.count((size, mode)) == min(value, WARM_UP) + 1
 
 
-def test_a_captured_step_warms_up_is_recorded_once_for_each_size_and_mode_and_sees_each_batch(fake_cuda):
-    step = Recordable()
-    take = captured(step)
-
-    def batch(size, value):
-        return torch.full((size, 1), float(value)), torch.zeros(size), torch.arange(size)
-
-    for value in range(WARM_UP + 3):
-        assert take(*batch(4, value)).item() == 4 * value
-    assert len(fake_cuda) == 1 and fake_cuda[0].replays == 3 and len(step.done) == WARM_UP + 3
-    for value in range(WARM_UP + 1):
-        assert take(*batch(3, value)).item() == 3 * value  # the last, smaller batch
-    step.mode = ("not refining",)
-    for value in range(WARM_UP + 2):
-        assert take(*batch(4, value)).item() == 4 * value
-    assert [graph.replays for graph in fake_cuda] == [3, 1, 2]
-    assert all(graph.generators == [step.generator] for graph in fake_cuda)
-    assert step.done.count(3) == WARM_UP + 1
-
-
-def test_what_an_epoch_changes_is_a_tensor_that_a_graph_sees(fake_cuda):
-    step = Recordable()
-    captured(step)
-    rate = step.optimizer.param_groups[0]["lr"]
-    set_learning_rate(step.optimizer, 0.25)
-    assert rate.item() == 0.25 and step.optimizer.param_groups[0]["lr"] is rate
+def test_what_an_epoch_changes_is_a_tensor_that_a_graph_sees():
+    with fake_gpu():
+        step = Recordable()
+        captured(step)
+        rate = step.optimizer.param_groups[0]["lr"]
+        set_learning_rate(step.optimizer, 0.25)
+        assert rate.is_cuda and rate.item() == 0.25 and step.optimizer.param_groups[0]["lr"] is rate
     rule = Ensemble(torch.zeros(3, dtype=torch.long), 2)
     weight = rule.weight
     for epoch in (90, 120):

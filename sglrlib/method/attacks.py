@@ -129,8 +129,8 @@ def cross_entropy(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
     """CW_inf: the best wrong logit minus the right one, max_{j != y} z_j - z_y (Carlini & Wagner 2017), summed."""
-    right = F.one_hot(y, logits.shape[1]).bool()
-    return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).sum()
+    right = y[:, None]
+    return (logits.scatter(1, right, -torch.inf).amax(1) - logits.gather(1, right)[:, 0]).sum()
 
 
 def kl(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:

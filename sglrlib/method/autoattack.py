@@ -49,7 +49,7 @@ class Part:
             raise UsageError(f"AutoAttack's losses need at least 4 classes; this model has {classes}.")
         settings = dict(norm="Linf", eps=self.eps, seed=self.seed, device=x.device, n_restarts=1)
         attack = PARTS[self.part](model, classes, self.iterations, settings)
-        with torch.no_grad(), own_random_stream(x.device):
+        with torch.no_grad(), own_random_stream():
             return attack.perturb(x.clone(), y.clone()).detach()
 
 
@@ -61,9 +61,9 @@ class Square(Part):
 
 
 @contextmanager
-def own_random_stream(device: torch.device) -> Iterator[None]:
-    """Within: torch's global generators may be seeded at will. After: they are as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def own_random_stream() -> Iterator[None]:
+    """Within: torch's global generators, all GPUs' too, may be seeded at will. After: they are as before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
 
 

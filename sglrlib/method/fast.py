@@ -130,21 +130,23 @@ def captured(step: Callable) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     For each of the step's modes and batch sizes, so also for the smaller last batch, the first WARM_UP calls are
     plain steps; then one is recorded. What an epoch changes beside the mode must be a tensor: the learning rate is
     made one here. The same random numbers are drawn as without graphs (the generator is registered with each).
-    Nothing in the step may wait for the device.
+    Nothing in the step may wait for the device. The loss returned is valid until the next call only: a replay writes
+    it to the same place.
     """
+    device = step.generator.device
     for group in step.optimizer.param_groups:
-        group["lr"] = torch.tensor(float(group["lr"]), device=step.generator.device)
-    side, pool = torch.cuda.Stream(step.generator.device), torch.cuda.graph_pool_handle()
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+    side, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
     calls, graphs = Counter(), {}
 
     def take(*batch: Tensor) -> Tensor:
         key = (len(batch[0]), *step.mode)
         calls[key] += 1
         if calls[key] <= WARM_UP:
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(torch.cuda.current_stream(device))  # without it: that of the current device, another one
             with torch.cuda.stream(side):
                 loss = step(*batch)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream(device).wait_stream(side)
             return loss
         if key not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in batch]

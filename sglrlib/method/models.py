@@ -24,7 +24,7 @@ def build_model(
     """
     build, sizes = parse_arch(arch)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed CUDA's generators too
         model = build(*sizes, classes=classes, shape=shape)
     return model if normalise is None else nn.Sequential(Normalise(*normalise), model)
 
