@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -50,6 +51,7 @@ def fake_gpu(devices: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator
             if not name.startswith("_"):
                 stack.enter_context(mock.patch.object(torch.cuda, name, getattr(cuda, name)))
         stack.enter_context(mock.patch.object(torch.cuda.random, "manual_seed", cuda.manual_seed))
+        stack.enter_context(mock.patch.object(torch.cuda, "device", OnDevice))
         for name, stand_in in dict(Generator=Generator, load=load, autocast=autocast).items():
             stack.enter_context(mock.patch.object(torch, name, stand_in))
         stack.enter_context(Operations())
@@ -162,6 +164,12 @@ class Cuda:
     def get_device_capability(self, device=None):
         return self._capability
 
+    def get_device_properties(self, device=None):
+        return SimpleNamespace(name="fake GPU", total_memory=0)
+
+    def get_arch_list(self):
+        return ["sm_{}{}".format(*self._capability)]
+
     def device_count(self):
         return self._devices
 
@@ -170,14 +178,6 @@ class Cuda:
 
     def set_device(self, device):
         self._index = located(device).index
-
-    @contextmanager
-    def device(self, device):
-        before, self._index = self._index, located(device).index
-        try:
-            yield
-        finally:
-            self._index = before
 
     def current_stream(self, device=None):
         place = located("cuda" if device is None else device)
@@ -238,6 +238,19 @@ class Cuda:
 
     def set_rng_state(self, state, device="cuda"):
         self._generators[located(device).index].set_state(state)
+
+
+class OnDevice:
+    """torch.cuda.device: within, another device is the current one."""
+
+    def __init__(self, device):
+        self.index = located(device).index
+
+    def __enter__(self):
+        self.before, cuda._index = cuda._index, self.index
+
+    def __exit__(self, *_):
+        cuda._index = self.before
 
 
 class Generator(RealGenerator):
