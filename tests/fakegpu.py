@@ -43,7 +43,7 @@ RealGenerator, real_load, real_autocast = torch.Generator, torch.load, torch.aut
 
 @contextmanager
 def fake_gpu(devices: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator["Cuda"]:
-    """Within: torch has this many CUDA devices. Yields what stands for torch.cuda, see Cuda.waits."""
+    """Within: torch has this many CUDA devices. Yields what stands for torch.cuda: see its waits and replays."""
     global cuda
     cuda = Cuda(devices, capability)
     with ExitStack() as stack:
@@ -112,6 +112,7 @@ class CUDAGraph:
                 x.fill_(torch.nan)
 
     def replay(self) -> None:
+        cuda.replays += 1
         with unseen():
             for func, args, kwargs, fresh in self.calls:
                 in_order(func, args, kwargs)
@@ -141,6 +142,7 @@ class Cuda:
         self._streams, self._current, self._seen = [], {}, {}  # all; the current one of each device; the host's
         self._call = Call()
         self.waits = []  # (what waited, file:line in sglrlib)
+        self.replays = 0  # of graphs
 
     def _wait(self, device: torch.device, what: str) -> None:
         """The host waits for a device's current stream."""
