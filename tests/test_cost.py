@@ -128,14 +128,14 @@ def test_as_many_images_as_fit(monkeypatch):
         now[0] += each * n
         return torch.zeros(1)
 
-    assert cost.images_a_second(work, 128) == pytest.approx(10)
+    assert cost.images_a_second(work, 2, 128) == pytest.approx(10)
     assert calls == [2, 2, 15, 15, 15]
-    assert cost.images_a_second(partial(work, each=0.2), 128) == pytest.approx(5)
+    assert cost.images_a_second(partial(work, each=0.2), 2, 128) == pytest.approx(5)
     calls.clear()
-    assert cost.images_a_second(partial(work, each=10), 128, warm_up=3) == pytest.approx(0.1)
+    assert cost.images_a_second(partial(work, each=10), 2, 128, warm_up=3) == pytest.approx(0.1)
     assert calls == [2, 2, *[2] * 3, 2, 2]  # not less than two steps of two images
     calls.clear()
-    assert cost.images_a_second(partial(work, each=1e-4), 50) == pytest.approx(1e4)
+    assert cost.images_a_second(partial(work, each=1e-4), 2, 50) == pytest.approx(1e4)
     assert max(calls) == 50 and len(calls) == 3 + 20
 
 
