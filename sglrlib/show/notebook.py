@@ -142,8 +142,8 @@ def gather(
         return {}
     say, found = Line(), {}
     lacking = [each for each in wanted.values() if each.lacking] if own.train else []
-    say.more = jobs.time_left(jobs.tasks(lacking))
     failed = side_by_side(lacking, say)
+    say.more = jobs.time_left(jobs.tasks(lacking))
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:

@@ -43,7 +43,7 @@ class Forecast:
 
     def __call__(self, config: RunConfig, columns: Mapping[str, int], device: str, speed: str) -> Cost:
         cost, name = counted(config, columns), self.card or f"{config.arch} in {config.precision}"
-        if name not in self.rates:
+        if not self.card:
             self.rates[name] = rate(config, device, speed)
         self.flop += cost.total
         return at(self.rates[name], cost)
@@ -91,10 +91,10 @@ def at(rate: Rate, cost: Cost) -> Cost:
 
 def spoken(seconds: float) -> str:
     """'42 s', '12 min', '3.1 h' or '4.2 days': no more digits than an estimate has."""
-    for size, unit in ((86400, "days"), (3600, "h")):
-        if seconds >= 2 * size or (unit == "h" and seconds >= size):
-            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
+    number, unit = (seconds / 3600, "h") if seconds < 2 * 86400 else (seconds / 86400, "days")
+    return f"{number:.{1 if number < 10 else 0}f} {unit}"
 
 
 def scaled(flop: float) -> str:
