@@ -284,6 +284,28 @@ def test_the_line_says_how_long_all_runs_take(monkeypatch, capsys):
     assert jobs.time_left(["one"])() == ""
 
 
+@pytest.fixture
+def left(monkeypatch):
+    """How many tasks, and how many at once, the line was told of; what is left is LEFT."""
+    asked = []
+    monkeypatch.setattr(jobs, "time_left", lambda those, n=1: asked.append((len(those), n)) or (lambda: "; LEFT"))
+    return asked
+
+
+def test_gather_shows_what_is_left_of_runs_one_after_another(small, store, left, capsys):
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    assert "PGD-AT+SGLR seed 1: 4 epochs on cpu; LEFT\n" in capsys.readouterr().out and left == [(2, 1)]
+
+
+def test_gather_announces_runs_side_by_side(small, store, left, monkeypatch, two_workers, capsys):
+    monkeypatch.setattr(cost, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(cost, "rate", lambda *_: cost.Rate(1e6, 1e6))
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    said = capsys.readouterr().out
+    assert re.match(r"2 runs, 2 at a time, about \d+ min \([\d.]+ GFLOP, counted\)\n", said) and "; LEFT\n" in said
+    assert left[0] == (2, 2)
+
+
 def test_the_times_in_the_documentation_are_those_of_the_command(store, capsys):
     text = (ROOT / "docs" / "gpu.md").read_text()
     commands = re.findall(r"^    \$ python -m sglrlib (list .+)\n((?:    .+\n)+)", text, re.MULTILINE)
