@@ -174,10 +174,8 @@ def show(tasks: list[jobs.Task], estimate: cost.Forecast | None = None) -> None:
     for task, (kind, epoch, left, guessed) in zip(tasks, found, strict=True):
         at = f"epoch {epoch}/{task.config.epochs}" * (kind != "missing")
         holder = lease.holder(RUNS / task.config.id)
-        more = f"  {clock(left, guessed)} left" * (kind != "done") + f"  claimed by {holder}" * bool(
-            holder and kind != "done"
-        )
-        print(f"{task.config.title:{width}}  {task.config.id}  {kind:7}  {at:13}{more}".rstrip())
+        more = f"  {clock(left, guessed)} left" + f"  claimed by {holder}" * bool(holder)
+        print(f"{task.config.title:{width}}  {task.config.id}  {kind:7}  {at:13}{more * (kind != 'done')}".rstrip())
     for task, state in zip(tasks, found, strict=True):
         if state.kind == "failed":
             print(runs.failed(task.config))

@@ -127,14 +127,14 @@ def test_as_many_images_as_fit(monkeypatch):
         now[0] += each * n
         return torch.zeros(1)
 
-    assert cost.images_a_second(work, 128) == pytest.approx(10)
+    assert cost.images_a_second(work, 2, 128) == pytest.approx(10)
     assert calls == [2, 2, 15, 15, 15]
-    assert cost.images_a_second(partial(work, each=0.2), 128) == pytest.approx(5)
+    assert cost.images_a_second(partial(work, each=0.2), 2, 128) == pytest.approx(5)
     calls.clear()
-    assert cost.images_a_second(partial(work, each=10), 128, warm_up=3) == pytest.approx(0.1)
+    assert cost.images_a_second(partial(work, each=10), 2, 128, warm_up=3) == pytest.approx(0.1)
     assert calls == [2, 2, *[2] * 3, 2, 2]  # not less than two steps of two images
     calls.clear()
-    assert cost.images_a_second(partial(work, each=1e-4), 50) == pytest.approx(1e4)
+    assert cost.images_a_second(partial(work, each=1e-4), 2, 50) == pytest.approx(1e4)
     assert max(calls) == 50 and len(calls) == 3 + 20
 
 
@@ -184,11 +184,11 @@ def test_list_marks_what_is_an_estimate(store, rates, capsys):
     assert re.search(
         r"2 missing; ~\d+ s of work left\n~ is an estimate: [\d.]+ GFLOP counted; measured here: cnn16", said
     )
-    assert rates == ["PGD-AT"]  # one network, asked once
+    assert rates == ["PGD-AT", "PGD-AT+SGLR"]
     assert main(["list", *ARGUMENTS, "--no-measure"]) == 0
     said = capsys.readouterr().out
     assert "missing                 ? left" in said and "at least 0:00:00 of work left" in said and "~" not in said
-    assert rates == ["PGD-AT"]
+    assert len(rates) == 2
 
 
 def test_what_a_run_has_taken_is_not_estimated(store, rates, capsys):
@@ -280,6 +280,28 @@ def test_the_line_says_how_long_all_runs_take(monkeypatch, capsys):
     assert len(looks) == 2
     now[0] = 1000.0
     assert jobs.time_left(["one"])() == ""
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """How many tasks, and how many at once, the line was told of; what is left is LEFT."""
+    asked = []
+    monkeypatch.setattr(jobs, "time_left", lambda those, n=1: asked.append((len(those), n)) or (lambda: "; LEFT"))
+    return asked
+
+
+def test_gather_shows_what_is_left_of_runs_one_after_another(small, store, left, capsys):
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    assert "PGD-AT+SGLR seed 1: 4 epochs on cpu; LEFT\n" in capsys.readouterr().out and left == [(2, 1)]
+
+
+def test_gather_announces_runs_side_by_side(small, store, left, monkeypatch, two_workers, capsys):
+    monkeypatch.setattr(cost, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(cost, "rate", lambda *_: cost.Rate(1e6, 1e6))
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    said = capsys.readouterr().out
+    assert re.match(r"2 runs, 2 at a time, about \d+ min \([\d.]+ GFLOP, counted\)\n", said) and "; LEFT\n" in said
+    assert left[0] == (2, 2)
 
 
 def test_the_times_in_the_documentation_are_those_of_the_command(store, capsys):

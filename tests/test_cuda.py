@@ -18,6 +18,7 @@ from sglrlib.method.methods import METHODS
 from sglrlib.method.models import build_model
 from sglrlib.recipes import PAPER_ROWS, ROWS
 from sglrlib.store import checkpoint
+from sglrlib.training import cost
 from sglrlib.training.measure import diagnose, look
 from sglrlib.training.runs import run
 from sglrlib.training.train import first_step, run_data, run_model, train
@@ -119,6 +120,12 @@ def test_a_run_goes_on_from_cuda_to_cpu_and_back(small, tmp_path):
 def test_the_benchmarks_gate_is_passed_on_cuda():
     for arch in ("cnn16", "wrn10_1", "resnet18")[: 3 if CARD else 2]:  # the third would take half a minute
         speed.gate(speed.task(arch, "cuda", 8, images=16))
+
+
+@pytest.mark.parametrize("how", ["plain", "fast"])
+def test_a_rate_is_measured_on_cuda(small, how):
+    found = cost.rate(small(arch="wrn10_1"), "cuda", how)
+    assert 0 < found.training < 1e15 and 0 < found.judging < 1e15
 
 
 def test_cuda_and_cpu_agree_on_the_first_epoch(small, tmp_path):

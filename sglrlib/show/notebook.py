@@ -144,8 +144,8 @@ def gather(
     todo = [each for each in wanted.values() if own.train and each.lacking]
     for each in todo:
         each.check()
-    say.more = jobs.time_left(jobs.tasks(todo))
     failed = side_by_side(todo, say)
+    say.more = jobs.time_left(jobs.tasks(todo))
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:

@@ -43,7 +43,7 @@ class Forecast:
 
     def __call__(self, config: RunConfig, columns: Mapping[str, int], device: str, speed: str) -> Cost:
         cost, name = counted(config, columns), self.card or f"{config.arch} in {config.precision}"
-        if name not in self.rates:
+        if not self.card:
             self.rates[name] = rate(config, device, speed)
         self.flop += cost.total
         return at(self.rates[name], cost)
@@ -91,10 +91,10 @@ def at(rate: Rate, cost: Cost) -> Cost:
 
 def spoken(seconds: float) -> str:
     """'42 s', '12 min', '3.1 h' or '4.2 days': no more digits than an estimate has."""
-    for size, unit in ((86400, "days"), (3600, "h")):
-        if seconds >= 2 * size or (unit == "h" and seconds >= size):
-            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
+    number, unit = (seconds / 3600, "h") if seconds < 2 * 86400 else (seconds / 86400, "days")
+    return f"{number:.{1 if number < 10 else 0}f} {unit}"
 
 
 def scaled(flop: float) -> str:
@@ -124,24 +124,24 @@ def measured(arch: str, dataset: str, precision: str, batch_size: int, device: s
     step.start_epoch(1)
     take, warm_up = (captured(step), WARM_UP + 1) if speed == "fast" and y.is_cuda else (step, 1)
     target, attack = attack_target(step.model, speed).refresh(), config.attack(steps=config.attack_steps)
-    trained = images_a_second(lambda n: take(x[:n], y[:n], index[:n]), batch_size, warm_up)
+    few = batch_size if y.is_cuda else min(2, batch_size)  # a GPU takes as long for two images as for a batch
+    trained = images_a_second(lambda n: take(x[:n], y[:n], index[:n]), few, batch_size, warm_up)
     with exact_fp32():
-        attacked = images_a_second(lambda n: attack(target, x[:n], y[:n], step.generator), batch_size)
+        attacked = images_a_second(lambda n: attack(target, x[:n], y[:n], step.generator), few, batch_size)
     return Rate(trained * step_flop(config), attacked * attack.steps * passes(arch, dataset)[1])
 
 
 STEP_SECONDS = 1.5  # for a step that is timed; where the batch takes a CPU longer, it is made smaller
 
 
-def images_a_second(work: Callable[[int], Tensor], most: int, warm_up: int = 1) -> float:
-    """The median of two calls or more of work(n), with the number of images n, up to most, that fits STEP_SECONDS."""
+def images_a_second(work: Callable[[int], Tensor], few: int, most: int, warm_up: int = 1) -> float:
+    """The median of two calls or more of work(n), n being as many images, from few to most, as fit STEP_SECONDS."""
 
     def seconds(n: int) -> float:
         started = time.perf_counter()
         work(n).sum().item()  # waits for the device
         return time.perf_counter() - started
 
-    few = min(2, most)
     each = min(seconds(few), seconds(few)) / few
     n = max(few, min(most, int(STEP_SECONDS / each)))
     for _ in range(warm_up):

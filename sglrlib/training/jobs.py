@@ -158,9 +158,8 @@ def states(those: list[Task], estimate: cost.Forecast | None = None) -> list[Sta
             kind, epoch = "partial" if kind == "done" else kind, config.epochs
         seconds = paces.get(config.id) or (fmean(usual) if usual else None)
         unknown = [column for column in lacking if column not in ("training", *spent)]
-        guess = (
-            estimated(task, estimate) if estimate and (unknown or (seconds is None and epoch < config.epochs)) else None
-        )
+        in_doubt = unknown or (seconds is None and epoch < config.epochs)
+        guess = estimated(task, estimate) if estimate and in_doubt else None
         if guess and seconds is None:
             seconds = (guess.training + guess.measuring) / config.epochs
         judging = sum(2 * fmean(spent[column]) for column in lacking if column in spent)
