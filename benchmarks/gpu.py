@@ -25,10 +25,10 @@ from benchmarks.report import tables
 from sglrlib.checks import UsageError, within
 from sglrlib.config import RunConfig
 from sglrlib.device import convolutions, device_name, pick_device
-from sglrlib.paths import RESULTS, ROOT, RUNS
+from sglrlib.paths import RESULTS, ROOT
 from sglrlib.recipes import row_recipe
 from sglrlib.store import log
-from sglrlib.training.runs import run
+from sglrlib.training import runs
 
 NETWORK, BATCH, IMAGES = "resnet18", 128, 49_000  # of the paper's protocol on CIFAR-10
 
@@ -89,7 +89,7 @@ def card(device: str) -> dict:
         driver = "unknown"
     return dict(
         name=properties.name, gib=round(properties.total_memory / 2**30, 1), cards=torch.cuda.device_count(),
-        capability=".".join(map(str, torch.cuda.get_device_capability(device))), driver=driver,
+        compute_capability=".".join(map(str, torch.cuda.get_device_capability(device))), driver=driver,
         cuda=torch.version.cuda, convolutions=convolutions(device),
     )  # fmt: skip
 
@@ -123,8 +123,8 @@ def short_runs(configs: list[RunConfig], device: str) -> dict:
     found = []
     for config in configs:
         torch.cuda.reset_peak_memory_stats()
-        result = run(config, ("pgd_20",), images=1000, device=device)
-        seconds = list(log.epoch_seconds(RUNS / config.id).values())
+        result = runs.run(config, ("pgd_20",), images=1000, device=device)
+        seconds = list(log.epoch_seconds(runs.RUNS / config.id).values())
         found.append(dict(
             row=config.title, epochs=config.epochs, seconds=seconds, mib=torch.cuda.max_memory_allocated() / 2**20,
             natural=result.accuracy("last", "natural"), pgd_20=result.accuracy("last", "pgd_20"),
@@ -138,7 +138,7 @@ def page(found: dict) -> str:
     lines, errors = ["# What this card does", ""], {name: p["error"] for name, p in found.items() if "error" in p}
     if "name" in (c := found.get("card", {})):
         lines += [
-            f"{c['name']}, {c['gib']} GiB, compute capability {c['capability']}, driver {c['driver']}, CUDA "
+            f"{c['name']}, {c['gib']} GiB, compute capability {c['compute_capability']}, driver {c['driver']}, CUDA "
             f"{c['cuda']}, torch {c['torch']}, {c['date']}. In training a float32 convolution is made in "
             f"{c['convolutions'].upper()}; final evaluations and diagnostics are in strict float32.",
             "",

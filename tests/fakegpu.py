@@ -207,6 +207,12 @@ class Cuda:
     def empty_cache(self):
         pass
 
+    def reset_peak_memory_stats(self):
+        pass
+
+    def max_memory_allocated(self):
+        return 0
+
     def is_current_stream_capturing(self):
         return self._captures(located("cuda"))
 
