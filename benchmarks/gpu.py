@@ -113,7 +113,7 @@ def epochs_in(minutes: float, found: dict) -> int:
 
 
 def configs(epochs: int) -> list[RunConfig]:
-    """PGD-AT and SGLR on CIFAR-10 by the paper's protocol, shortened to a few epochs; refinement in the second half."""
+    """PGD-AT and SGLR on CIFAR-10 by the paper's protocol, shortened to a few epochs, refined from half of them on."""
     rows = "PGD-AT", "PGD-AT+SGLR"
     return [row_recipe(row, "cifar10", "paper", epochs=epochs, refine_start=0.5 * (epochs > 1)) for row in rows]
 
