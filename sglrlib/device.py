@@ -121,6 +121,14 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
+def described(device: str) -> str:
+    """'cuda (NVIDIA H100)', or 'cpu', which says so where there is a GPU that torch cannot use."""
+    if device.startswith("cuda"):
+        return f"{device} ({device_name(device)})"
+    trouble = gpu_trouble()
+    return f"cpu, as {trouble}" if "cannot use" in trouble or "no kernels" in trouble else "cpu"
+
+
 def cpu_name() -> str:
     """The processor's name, as far as the system knows it, and the widest instructions that torch uses on it."""
     names = re.findall(r"^model name\s*: (.+)$", cpuinfo(), re.MULTILINE) or [

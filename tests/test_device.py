@@ -68,14 +68,18 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_the_reason(card, monkeypatch):
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update.")
 
     card((9, 0), cards=0)
-    assert gpu_trouble() == "torch finds no CUDA device here"
+    assert gpu_trouble() == "torch finds no CUDA device here" and device.described("cpu") == "cpu"
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.cuda, "init", too_old)
-    assert pick_device("") == "cpu"
+    assert pick_device("") == "cpu" and device.described("cpu").startswith(
+        "cpu, as torch cannot use the GPU here: The NV"
+    )
     with pytest.raises(UsageError, match=r"too old \(found version 11040\)\. \(docs/gpu.md .* 'cpu' is the nearest"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    assert "CUDA_VISIBLE_DEVICES" in gpu_trouble()
+    assert "CUDA_VISIBLE_DEVICES" in gpu_trouble() and device.described("cpu") == "cpu"
+    card((9, 0))
+    assert device.described("cuda:1") == "cuda:1 (NVIDIA Card)"
 
 
 def test_bf16_is_refused_on_a_card_that_only_emulates_it(card):

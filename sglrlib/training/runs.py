@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import RunConfig
-from sglrlib.device import device_name, gpu_trouble, pick_device, refuse_precision, using
+from sglrlib.device import described, gpu_trouble, pick_device, refuse_precision, using
 from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
@@ -249,8 +249,7 @@ def few_threads(config: RunConfig, device: str) -> Iterator[None]:
 def trained(config: RunConfig, folder: Path, device: str, speed: str, say: Callable[[str], None]) -> Result:
     """Train a run to its end; a result without evaluations."""
     checkpoint.write(folder / "config.json", (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode())
-    name = f" ({device_name(device)})" * (device != "cpu")
-    begins = f"{config.title} seed {config.seed}: {config.epochs} epochs on {device}{name}"
+    begins = f"{config.title} seed {config.seed}: {config.epochs} epochs on {described(device)}"
     progress(say)(begins)
     watched = hasattr(say, "update") and not (folder / "last.pt").exists()  # one that goes on has a pace of its own
     if about := cost.announced([config], device, speed) if watched else "":
