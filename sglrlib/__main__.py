@@ -3,8 +3,10 @@
 import argparse
 import ast
 import dataclasses
+import keyword
 import os
 import sys
+import time
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -22,6 +24,8 @@ from sglrlib.show import plan
 from sglrlib.store import lease
 from sglrlib.studies import readme, registry
 from sglrlib.training import cost, jobs, runs
+
+AT_LEAST = 60  # seconds that a worker is given
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,6 +99,7 @@ def do_runs(asked: argparse.Namespace) -> int:
     """Do a notebook's missing runs, and show how that ended."""
     for name in ("workers", "minutes", "signal", "gpus", "cpus"):
         within(name, getattr(asked, name), 0)
+    check_minutes(asked.minutes, asked.signal)
     trust(asked)
     tasks = plan.tasks(asked.notebook, parameters(asked), parent=0 if asked.slurm else os.getpid())
     if not all(wanted.train_missing for task in tasks for wanted in task.wanted):
@@ -114,7 +119,19 @@ def do_runs(asked: argparse.Namespace) -> int:
     except (FailedJobError, FailedSubmissionError) as error:
         raise UsageError(f"Slurm does not take the jobs: {error}") from error
     show(tasks)
-    return 1 if failures else 0
+    return int(bool(failures) or any(task.lacking for task in tasks))
+
+
+def check_minutes(minutes: int, signal: int) -> None:
+    """Raise UsageError for a limit of time that would be over before a worker gets anywhere."""
+    left = 60 * minutes - signal
+    if minutes and left < AT_LEAST:
+        shorter = f", or --signal {60 * minutes - AT_LEAST} or less" * (60 * minutes >= AT_LEAST)
+        raise UsageError(
+            f"--minutes {minutes} with --signal {signal}: a worker would be warned of its end after {left} s, and may "
+            f"take {AT_LEAST} s to start and do an epoch. Expected --minutes {-(-(AT_LEAST + signal) // 60)} or more"
+            f"{shorter}."
+        )
 
 
 def trust(asked: argparse.Namespace) -> None:
@@ -128,10 +145,16 @@ def trust(asked: argparse.Namespace) -> None:
 
 
 def parameters(asked: argparse.Namespace) -> dict:
-    """The notebook's parameters that -y and -p give. Raises UsageError for a -y that is no mapping."""
+    """The notebook's parameters that -y and -p give. Raises UsageError for a -y that is no mapping, and for what is no
+    name: papermill would execute it.
+    """
     if not isinstance(asked.y, dict):
         raise UsageError(f"-y = {asked.y!r}: expected names and values, such as '{{rates: [0.4]}}'.")
-    return asked.y | {name: literal(text) for name, text in asked.p}
+    found = {str(name): value for name, value in asked.y.items()} | {name: literal(text) for name, text in asked.p}
+    for name in found:
+        if not name.isidentifier() or name.startswith("_") or name in {*keyword.kwlist, "In", "Out"}:
+            raise UsageError(f"parameter = {name!r} is no name: expected letters, digits and _, such as 'epochs'.")
+    return found
 
 
 def literal(text: str) -> object:
@@ -144,15 +167,20 @@ def literal(text: str) -> object:
 
 def local(asked: argparse.Namespace) -> submitit.LocalExecutor:
     """Processes of this machine, started again when their time is over."""
-    executor = submitit.LocalExecutor(RUNS / ".grid", max_num_timeout=1000)
+    executor = submitit.LocalExecutor(job_files(), max_num_timeout=1000)
     executor.update_parameters(timeout_min=asked.minutes or 7 * 24 * 60, signal_delay_s=asked.signal)
     return executor
+
+
+def job_files() -> Path:
+    """A folder of this call's own: submitit names files after job ids, which come again."""
+    return RUNS / ".grid" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
 
 
 def slurm(asked: argparse.Namespace) -> submitit.SlurmExecutor:
     """Jobs of a Slurm cluster, requeued when their time is over or others go first. Raises UsageError without Slurm."""
     try:
-        executor = submitit.SlurmExecutor(RUNS / ".grid", max_num_timeout=1000)
+        executor = submitit.SlurmExecutor(job_files(), max_num_timeout=1000)
     except RuntimeError as error:
         raise UsageError(f"--slurm: {error}; without it the runs are done on this machine.") from error
     executor.update_parameters(

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("SGLR_DATA", ROOT / "data")).absolute()
-OUT = Path(os.environ.get("SGLR_OUT", ROOT)).absolute()
+DATA = Path(os.environ.get("SGLR_DATA") or ROOT / "data").absolute()
+OUT = Path(os.environ.get("SGLR_OUT") or ROOT).absolute()
 
 RUNS = OUT / "runs"
 FIGURES = OUT / "figures"

@@ -312,7 +312,6 @@ def test_a_run_on_the_second_gpu_is_that_on_the_cpu(store, monkeypatch, changes)
     config, found = tiny(epochs=2, refine_start=0.5, diagnostics=tuple(DIAGNOSTICS), **changes), {}
     for device in ("cpu", "cuda:1"):
         with fake_gpu(devices=2):
-            torch.cuda.set_device(1)
             result = run(config, ["pgd_2", "autoattack"], device=device, say=lambda line: None)
             network = load_model(config, "last", device)
             assert str(next(network.parameters()).device) == device

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -349,10 +350,10 @@ def test_the_checkpoint_before_the_last_keeps_its_own_best_weights(tmp_path, fau
     for epoch, best in ((1, 1), (2, 1), (3, 3)):
         torch.nn.init.constant_(model.weight, epoch)
         curve = [dict(epoch=e) for e in range(1, epoch + 1)]
-        checkpoint.save_epoch(tmp_path, dict(model=model), model, curve, best)
+        checkpoint.save_epoch(tmp_path, "a run", dict(model=model), model, curve, best)
     (tmp_path / damaged).write_bytes(b"")
     said = []
-    assert len(checkpoint.restore(tmp_path, dict(model=model), say=said.append)) == 2
+    assert len(checkpoint.restore(tmp_path, "a run", dict(model=model), say=said.append)) == 2
     assert damaged in said[0] and (model.weight == 2).all()
     fault(lost=not (checkpoint.load(tmp_path / "best-1.pt")["model"]["weight"] == 1).all())
 
@@ -455,6 +456,110 @@ def test_a_result_under_another_runs_name_is_refused(small, store):
         runs.run(other, (), **SILENT)
 
 
+def rewritten(path, change):
+    """A result file with its values changed and its digest made anew, as by somebody who means it."""
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    values = change(values)
+    path.write_text(json.dumps(values | dict(sha256=results.digest(values))))
+
+
+def test_a_result_of_another_version_is_named_and_stops_no_other(small, store, capsys, fault):
+    one, other = small(epochs=1), small(epochs=1, seed=1)
+    runs.run(one, ["pgd_2"], **SILENT)
+    path = runs.RUNS / one.id / "result.json"
+    rewritten(path, lambda values: values | dict(config=values["config"] | dict(tomorrow=1)))
+    with pytest.raises(StoreError, match=r"result.json was written by another version of this library: .*tomorrow"):
+        runs.run(one, ["pgd_2"], **SILENT)
+    found = notebook.gather({"both": [one, other]}, OWN, ["pgd_2"])
+    assert [run.config.seed for run in found["both"]] == [1]
+    said = capsys.readouterr().out
+    assert f"failed: {one.id}, whose log.jsonl ends in" in said and "result.json was written by another version" in said
+    tasks = jobs.tasks([Wanted(config, attacked(config, ["pgd_2"])) for config in (one, other)])
+    assert [state.kind for state in jobs.states(tasks)] == ["failed", "done"]
+    fault(lost=not path.exists())
+
+
+VALUES = [None, True, -1, 10**12, 0.5, float("nan"), "", "x" * 50, "999999999999:", "-5:AAAA", [], [[]], {}, {"a": {}}]
+
+
+def places_in(values, path=()):
+    """The paths to everything in nested dictionaries and lists."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places_in(value, (*path, key))
+
+
+def put(values, path, value):
+    for key in path[:-1]:
+        values = values[key]
+    if value is KeyError:
+        del values[path[-1]]
+    else:
+        values[path[-1]] = value
+
+
+def test_no_mutant_of_a_result_is_taken_for_another_or_ends_in_an_error_without_its_name(small, store, fault):
+    config = small(epochs=2)
+    written = runs.run(config, ["pgd_2"], **SILENT)
+    path, counts = runs.RUNS / config.id / "result.json", Counter()
+    text, rng = path.read_text(), random.Random(0)
+    places = [place for place in places_in(json.loads(text)) if place[0] != "sha256"]
+    for _ in range(400):
+        place, value = rng.choice(places), rng.choice([*VALUES, KeyError])
+        path.write_text(text)
+        rewritten(path, lambda values, where=place, value=value: put(values, where, value) or values)
+        try:
+            result = results.read(config, path)
+        except StoreError as error:
+            assert "result.json" in str(error)
+            counts["refused"] += 1
+            continue
+        counts["read"] += 1
+        assert result.config == config
+        for which in CHECKPOINTS:
+            for column in result.evaluations[which]:
+                flags = result.flags(which, column)
+                assert flags.dtype == torch.bool and len(flags) <= written.sizes["test"]
+    assert counts["refused"] > 100 and counts["read"] > 10
+    fault(lost=False)
+
+
+def test_another_runs_checkpoint_is_not_taken(small, store, fault):
+    """Not as a beginning, not as the best weights, not as a network."""
+    one, other = small(epochs=2), small(epochs=2, seed=1)
+    runs.run(one, (), **SILENT)
+    folder = runs.RUNS / other.id
+    shutil.copytree(runs.RUNS / one.id, folder, ignore=shutil.ignore_patterns("*.json*"))
+    with pytest.raises(Damaged, match=rf"last.pt is of another run, {one.id}: expected {other.id}"):
+        runs.run(other, (), **SILENT)
+    shutil.rmtree(folder)
+    runs.run(other, (), **SILENT)
+    last = checkpoint.load(folder / "last.pt")
+    (best,) = (runs.RUNS / one.id).glob("best-*.pt")
+    shutil.copy(best, folder / f"best-{last['best']}.pt")
+    with pytest.raises(Damaged, match="is of another run"):
+        runs.load_model(other, "best")
+    fault(lost=not runs.load_model(one))
+
+
+def test_stray_files_stop_nothing(small, store, fault):
+    config = small(epochs=3)
+    folder = runs.RUNS / config.id
+    folder.mkdir(parents=True)
+    for name in ("best-x.pt", "best-.pt", "notes.txt", "config.json.bak", ".DS_Store"):
+        (folder / name).write_text("?")
+    (folder / "best-9").mkdir()
+    (folder / log.LOG).write_text('{"epoch": 7}\n{"epoch": "x", "seconds": 1}\n[1]\nnull\n{"epoch": 1, "sec')
+    (runs.RUNS / "a-stray-file").write_text("?")
+    assert log.last_epoch(folder) == 0 and log.epoch_seconds(folder) == {}
+    list(jobs.whole_store())
+    assert len(runs.run(config, (), **SILENT).curve) == 3
+    assert (folder / "notes.txt").read_text() == "?"
+    fault(lost=not runs.load_model(config))
+
+
 # Numbers, clocks, other processes.
 
 
@@ -506,7 +611,7 @@ def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, mon
     def no_data(config):
         raise error("unpack the data first")
 
-    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(jobs.joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(jobs, "run_data", no_data)
     monkeypatch.setattr(notebook.loky.process_executor.ProcessPoolExecutor, "submit", pytest.fail)
     with pytest.raises(error, match="unpack the data first"):
@@ -515,7 +620,7 @@ def test_what_would_fail_alike_for_every_run_ends_the_notebook(small, store, mon
 
 
 def test_sizes_that_the_data_do_not_have_are_refused_before_a_worker_starts(small, store, monkeypatch):
-    monkeypatch.setattr(notebook.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(jobs.joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(notebook.loky.process_executor.ProcessPoolExecutor, "submit", pytest.fail)
     with pytest.raises(UsageError, match=r"train_size \+ val_size = 930 is out of range") as refused:
         notebook.gather(notebook.by_title([small(train_size=900), small(train_size=900, seed=1)]), OWN)
@@ -605,6 +710,29 @@ def test_a_dead_process_on_this_machine_blocks_nobody(small, store, fault):
     with lease.alone(folder, pytest.fail):  # which is called where it has to wait
         fault(lost=not lease.holder(folder).startswith(f"process {os.getpid()} on "))
     assert lease.holder(folder) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"?"], ids=["empty", "zeros", "garbage"])
+def test_a_claim_that_names_nobody_is_removed(small, store, monkeypatch, fault, content):
+    """As a loss of power leaves it, between the creation of the file and its content."""
+    monkeypatch.setattr(lease, "NAMELESS_S", 0.3)
+    config = small(epochs=1)
+    folder = runs.RUNS / config.id
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_bytes(content)
+    assert runs.run(config, (), **SILENT) and not list(folder.glob(".lock*"))
+    fault(lost=False)
+
+
+def test_a_claim_that_is_still_being_written_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "NAMELESS_S", 1.0)
+    marker = tmp_path / ".lock"
+    marker.touch()
+    writer = threading.Timer(0.4, lambda: marker.write_text("soon"))
+    writer.start()
+    lease.remove_nameless(marker)
+    writer.join()
+    assert marker.read_text() == "soon"
 
 
 def test_a_dead_machine_blocks_nobody_for_ever(small, store, monkeypatch, fault):

@@ -194,6 +194,14 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
         (["run", str(TABLES), "--slurm"], 'Could not detect "srun"'),
         (["run", str(TABLES), "-y", "[1]"], "-y = [1]: expected names and values"),
         (["list", str(TABLES), "-p", "rows"], "expected 2 arguments"),
+        (["list", str(TABLES), "-p", "x=1;import os;y", "1"], "parameter = 'x=1;import os;y' is no name"),
+        (["list", str(TABLES), "-p", "In", "1"], "parameter = 'In' is no name"),
+        (["list", str(TABLES), "-y", "{1: 2}"], "parameter = '1' is no name"),
+        (
+            ["run", str(TABLES), "--minutes", "2"],
+            "--minutes 2 with --signal 120: a worker would be warned of its end after 0 s, and may take 60 s to start "
+            "and do an epoch. Expected --minutes 3 or more, or --signal 60 or less.",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(store, monkeypatch, capsys, arguments, said):
@@ -272,6 +280,41 @@ def worker(folder: Path) -> int:
 def pool():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         yield executor
+
+
+class Dying:
+    """An executor whose workers do an epoch of what they are given, or none, and die; the last one ends it."""
+
+    def __init__(self, epochs):
+        self.epochs = list(epochs)
+
+    def submit(self, task):
+        folder, future = runs.RUNS / task.config.id, Future()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.epochs:
+            future.set_result(task())
+            return future
+        log.note(folder, epoch=log.last_epoch(folder) + self.epochs.pop(0), seconds=1.0)
+        future.set_exception(RuntimeError("the job has not produced any output"))
+        return future
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ends"), [([1, 1, 1, 1], True), ([1, 0, 1, 0], True), ([0, 0], False), ([1, 0, 0], False)]
+)
+def test_a_worker_that_dies_is_replaced_as_long_as_there_is_progress(store, epochs, ends, fault):
+    (task,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT"))
+    said = []
+    failures = jobs.send([task], Dying(epochs), say=said.append)
+    assert (not failures) == ends == (not task.lacking)
+    assert sum("its worker ended, another one goes on" in line for line in said) == len(epochs) - (not ends)
+    fault(lost=log.last_epoch(runs.RUNS / task.config.id) < (3 if ends else sum(epochs)))
+
+
+def test_only_where_nothing_is_lacking_the_command_succeeds(store, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "send", lambda *_, **__: {})
+    assert main(["run", str(TABLES), *ARGUMENTS]) == 1
+    assert "0 done, 0 partial, 0 failed" in capsys.readouterr().out
 
 
 def test_any_executor_will_do_and_a_worker_that_dies_is_noted(store, pool, wait_for, fault):

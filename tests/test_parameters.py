@@ -59,7 +59,7 @@ def test_ten_thousand_runs_are_listed_by_a_glance_at_each(store, capsys, monkeyp
         folder.mkdir(parents=True, exist_ok=True)
         (folder / log.LOG).write_text(line + '\n{"failed": "Diverged"}' * (number % 3 == 2))
         (folder / ("result.json" if number % 3 == 0 else "last.pt")).touch()
-    for arguments in (["list"], ["list", str(TABLES), "-p", "rows", "all", "-p", "seeds", "5"]):
+    for arguments in (["list"], ["list", "--no-measure", str(TABLES), "-p", "rows", "all", "-p", "seeds", "5"]):
         with monkeypatch.context() as counting:
             glances = Counter()
             for owner, name in ((Path, "open"), (os, "listdir"), (json, "loads")):

@@ -62,8 +62,8 @@ class Square(Part):
 
 @contextmanager
 def own_random_stream() -> Iterator[None]:
-    """Within: torch's global generators, all GPUs' too, may be seeded at will. After: they are as before."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Within: torch's global generators, those of GPUs in use too, may be seeded at will. After: they are as before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() * torch.cuda.is_initialized())):
         yield
 
 

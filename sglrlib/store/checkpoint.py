@@ -53,11 +53,11 @@ def save(path: Path, values: dict) -> None:
     write(path, content + hashlib.sha256(content).digest())
 
 
-def load(path: Path, device: str = "cpu") -> dict:
+def load(path: Path, device: str = "cpu", run: str = "") -> dict:
     """What save() wrote, without executing anything in it.
 
-    Raises Damaged where it is not there or not that any more, StoreError where a newer version of this library wrote
-    it.
+    Raises Damaged where it is not there or not that any more, or names another run than the one given; StoreError where
+    a newer version of this library wrote it.
     """
     try:
         content = path.read_bytes()
@@ -73,31 +73,35 @@ def load(path: Path, device: str = "cpu") -> dict:
         raise Damaged(f"{path} is no checkpoint of this library ({kind}); nothing in it was executed.") from error
     if newer:
         raise StoreError(f"{path} was written by a newer version: expected format {FORMAT}. Update, or set SGLR_OUT.")
+    if run and (found := values.get("run", run)) != run:
+        raise Damaged(f"{path} is of another run, {found}: expected {run}.")
     return values
 
 
-def save_epoch(folder: Path, parts: dict, judged: nn.Module, curve: list[dict], best: int) -> None:
-    """Save the state of a run after an epoch, best being the best epoch so far.
+def save_epoch(folder: Path, run: str, parts: dict, judged: nn.Module, curve: list[dict], best: int) -> None:
+    """Save the state of a run, by its id, after an epoch, best being the best epoch so far.
 
     parts is what a resume needs; judged the network that the curve speaks of: parts' model, or an average of it.
     last.pt is what counts, and is written when all it refers to is there: best-N.pt, the weights of epoch N. What it
     was before stays as previous.pt.
     """
     if best == curve[-1]["epoch"]:
-        save(folder / f"best-{best}.pt", dict(model=judged.state_dict()))
+        save(folder / f"best-{best}.pt", dict(run=run, model=judged.state_dict()))
     write(folder / "curve.csv", as_csv(curve).encode())
-    states = {name: part.state_dict() for name, part in parts.items()} | dict(curve=curve, best=best)
+    states = {name: part.state_dict() for name, part in parts.items()} | dict(run=run, curve=curve, best=best)
     last = folder / "last.pt"
     if last.exists():
         last.replace(folder / "previous.pt")  # a kill before the next line leaves that one, which restore() takes
     save(last, states if judged is parts["model"] else states | dict(judged=judged.state_dict()))
-    newest = sorted(folder.glob("best-*.pt"), key=lambda path: int(path.stem.removeprefix("best-")))
-    for old in newest[:-2]:  # previous.pt may refer to the last but one
-        old.unlink()
+    epochs = sorted(int(path.stem[5:]) for path in folder.glob("best-*.pt") if path.stem[5:].isdecimal())
+    for epoch in epochs[:-2]:  # previous.pt may refer to the last but one
+        (folder / f"best-{epoch}.pt").unlink()
 
 
-def restore(folder: Path, parts: dict, device: str = "cpu", say: Callable[[str], None] = print) -> list[dict]:
-    """Put the state of the last epoch saved into parts and return the curve; [] where nothing is saved.
+def restore(
+    folder: Path, run: str, parts: dict, device: str = "cpu", say: Callable[[str], None] = print
+) -> list[dict]:  # fmt: skip
+    """Put the state of a run's last epoch saved into parts and return the curve; [] where nothing is saved.
 
     Where last.pt is damaged, or a kill left none, previous.pt is taken. Raises Damaged where both are there and neither
     can be read, or the weights of the best epoch so far cannot, StoreError as load() does.
@@ -107,8 +111,8 @@ def restore(folder: Path, parts: dict, device: str = "cpu", say: Callable[[str],
         if not path.exists():
             continue
         try:
-            state = load(path, device)
-            load(folder / f"best-{state['best']}.pt")
+            state = load(path, device, run)
+            load(folder / f"best-{state['best']}.pt", run=run)
         except Damaged as error:
             damage = damage or error
             continue
@@ -137,11 +141,11 @@ def remove_parts(folder: Path) -> None:
         part.unlink()
 
 
-def weights(folder: Path, which: str) -> dict:
+def weights(folder: Path, which: str, run: str = "") -> dict:
     """The model's state in a run's 'best' or 'last' checkpoint. Raises as load() does."""
-    last = load(folder / "last.pt")
+    last = load(folder / "last.pt", run=run)
     if which == "best":
-        return load(folder / f"best-{last['best']}.pt")["model"]
+        return load(folder / f"best-{last['best']}.pt", run=run)["model"]
     return last.get("judged", last["model"])
 
 

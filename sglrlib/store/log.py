@@ -67,12 +67,17 @@ def failure(folder: Path) -> str:
 
 def last_epoch(folder: Path) -> int:
     """The last epoch that a run's log has, 0 for none."""
-    return next((line["epoch"] for line in newest_first(folder) if "epoch" in line), 0)
+    return next((line["epoch"] for line in newest_first(folder) if is_epoch(line)), 0)
 
 
 def epoch_seconds(folder: Path) -> dict[int, float]:
     """Epoch -> seconds, of those in a run's log; the last time counts where an epoch was done again."""
-    return {line["epoch"]: line["seconds"] for line in list(newest_first(folder))[::-1] if "epoch" in line}
+    return {line["epoch"]: line["seconds"] for line in list(newest_first(folder))[::-1] if is_epoch(line)}
+
+
+def is_epoch(line: dict) -> bool:
+    """Whether a line of a log is that of an epoch, whole."""
+    return isinstance(line.get("epoch"), int) and isinstance(line.get("seconds"), (int, float))
 
 
 def provenance(folder: Path, device: str, speed: str) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import fastjsonschema
 import numpy as np
 import torch
 from scipy.stats import binomtest
@@ -18,7 +19,7 @@ from sglrlib.method.data import DATASETS
 from sglrlib.paths import RESULTS, RUNS
 from sglrlib.source import CODE
 from sglrlib.store import checkpoint
-from sglrlib.store.checkpoint import Damaged
+from sglrlib.store.checkpoint import Damaged, StoreError
 
 CHECKPOINTS = ("best", "last")
 
@@ -140,15 +141,63 @@ def read(config: RunConfig, path: Path) -> Result:
     try:
         values = json.loads(path.read_bytes())
         written = values.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        whole = digest(values) == written
+        check(values)
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise Damaged(f"{path} is no result of this library ({type(error).__name__}: {error}). {remedy}") from error
-    if digest(values) != written:
+    if not whole:
         raise Damaged(f"{path} was edited or damaged: it does not have the SHA-256 that stands in it. {remedy}")
     own = values.pop("config")
     own |= own.pop("method_options") | own.pop("label_options")
-    if make_config(**own).id != config.id:
+    try:
+        known = make_config(**own)
+    except Exception as error:  # whatever its values make of it
+        raise StoreError(f"{path} was written by another version of this library: {error}") from error
+    if known.id != config.id:
         raise Damaged(f"{path} holds another configuration than its name says; remove it.")
     return Result(config=config, **values)
+
+
+def check(values: dict) -> None:
+    """Raise ValueError for what SCHEMA does not allow, and for flags that are not of the test split."""
+    valid(values)
+    for entry in [entry for columns in values["evaluations"].values() for entry in columns.values()]:
+        n, bits = entry["flags"].split(":")
+        if int(n) > values["sizes"]["test"] or len(base64.b64decode(bits, validate=True)) != -(-int(n) // 8):
+            raise ValueError(f"flags of {n} images in {len(bits)} characters, of {values['sizes']['test']} test images")
+
+
+_COUNT = dict(type="integer", minimum=0, maximum=10_000_000)
+_PACKED = dict(type="string", maxLength=10_000_000, pattern="^[A-Za-z0-9+/]*={0,2}$")
+_COLUMN = dict(
+    type="object", required=["flags", "seconds"],
+    properties=dict(
+        flags=dict(type="string", pattern="^[0-9]{1,8}:[A-Za-z0-9+/]*={0,2}$"), highest=_PACKED, labelled=_PACKED,
+        seconds=dict(type="number", minimum=0), code=dict(type="string"), device=dict(type="string"),
+    ),
+)  # fmt: skip
+# A result as JSON, without its sha256: what another project has to know to read one. Times are in seconds.
+SCHEMA = dict(
+    type="object", additionalProperties=False,
+    required=["config", "curve", "best_epoch", "sizes", "evaluations", "provenance"],
+    properties=dict(
+        config=dict(
+            type="object", required=["method_options", "label_options"],
+            properties=dict(method_options=dict(type="object"), label_options=dict(type="object")),
+        ),
+        curve=dict(type="array", maxItems=100_000, items=dict(type="object", additionalProperties=dict(type="number"))),
+        best_epoch=dict(_COUNT, minimum=1),
+        sizes=dict(
+            type="object", required=["train", "val", "test", "wrong_labels"], additionalProperties=_COUNT
+        ),
+        evaluations=dict(
+            type="object", required=list(CHECKPOINTS), additionalProperties=False,
+            properties={which: dict(type="object", additionalProperties=_COLUMN) for which in CHECKPOINTS},
+        ),
+        provenance=dict(type="object", required=["device", "seconds"], properties=dict(seconds=dict(type="number"))),
+    ),
+)  # fmt: skip
+valid = fastjsonschema.compile(SCHEMA)
 
 
 def digest(values: dict) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,7 @@ from sglrlib.device import pick_device
 from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
+from sglrlib.store.checkpoint import StoreError
 from sglrlib.store.results import CHECKPOINTS
 from sglrlib.training import cost, runs
 from sglrlib.training.train import run_data
@@ -140,7 +142,7 @@ def states(those: list[Task], estimate: cost.Forecast | None = None) -> list[Sta
     estimate is called only where there are none, and everywhere if it is of a card that is not here.
     """
     elsewhere = bool(estimate and estimate.card)
-    known = {task.config.id: results.stored(task.config, committed=True) for task in those}
+    known = {task.config.id: readable(task.config) for task in those}
     paces = {} if elsewhere else {task.config.id: pace(task, known[task.config.id]) for task in those}
     usual = [seconds for seconds in paces.values() if seconds]
     spent = {}
@@ -167,6 +169,14 @@ def states(those: list[Task], estimate: cost.Forecast | None = None) -> list[Sta
         left = None if seconds is None and epoch < config.epochs else (config.epochs - epoch) * (seconds or 0) + judging
         found.append(State(kind, epoch, left, guessed=guess is not None))
     return found
+
+
+def readable(config: RunConfig) -> results.Result | None:
+    """The run's result, here or committed; None where there is none that can be read."""
+    try:
+        return results.stored(config, committed=True)
+    except StoreError:
+        return None
 
 
 def estimated(task: Task, estimate: cost.Forecast) -> cost.Cost:
@@ -209,7 +219,7 @@ def pace(task: Task, result: results.Result | None) -> float | None:
 
 def in_store(folder: Path) -> tuple[str, int]:
     """One of KINDS for a run's folder, by what lies there, and the last epoch done as its log has it."""
-    names = os.listdir(folder) if folder.exists() else []
+    names = os.listdir(folder) if folder.is_dir() else []
     if log.LOG in names and log.failure(folder):
         return "failed", log.last_epoch(folder)
     if "result.json" in names:
@@ -219,7 +229,7 @@ def in_store(folder: Path) -> tuple[str, int]:
 
 def whole_store() -> Iterator[tuple[str, str, int]]:
     """(id, kind, last epoch) of every run in the store, whichever notebook it is for; results are not read."""
-    for folder in sorted(RUNS.glob("*-*")):
+    for folder in sorted(RUNS.glob("*-*/")):
         yield folder.name, *in_store(folder)
 
 
@@ -229,17 +239,19 @@ def send(
     """Do the tasks on an executor: submitit's, or any with the interface of concurrent.futures.Executor.
 
     Each is handed over to a place of places() that is free, or all at a time where none are given, and none before
-    what it needs has ended. One that fails stops no other. Returns id -> the end of its log, of those that failed. say
-    is as in runs.obtain(). If this process is stopped, what it handed over goes on where tasks have no parent, and
+    what it needs has ended. One that fails stops no other; one whose worker died is handed over again, until two
+    workers in a row have brought it no further. Returns id -> the end of its log, of those that failed. say is as in
+    runs.obtain(). If this process is stopped, what it handed over goes on where tasks have no parent, and
     another call does the rest. Raises UsageError or DataError before any work where data are missing or too few,
     BrokenProcessPool where the executor is.
     """
     check_data(task.config for task in those)
     waiting, running, failures, started = list(those), [], {}, time.monotonic()
     free = [""] * len(those) if at is None else list(at)
+    reached, idle = {task.config.id: how_far(task) for task in those}, Counter()
     tell, told = log.progress(say), started
 
-    def how_far() -> str:
+    def so_far() -> str:
         done = len(those) - len(waiting) - len(running)
         return f"{done} of {len(those)} after {time.monotonic() - started:.0f} s"
 
@@ -253,16 +265,23 @@ def send(
         for task, place, future in [entry for entry in running if entry[2].done()]:
             running.remove((task, place, future))
             free.append(place)
+            if died(future):
+                before, reached[task.config.id] = reached[task.config.id], how_far(task)
+                idle[task.config.id] = idle[task.config.id] + 1 if reached[task.config.id] == before else 0
+                if idle[task.config.id] < 2:
+                    waiting.append(task)
+                    say(f"{at_work(task.config)}: its worker ended, another one goes on")
+                    continue
             if failure := outcome(task, future):
                 failures[task.config.id] = failure
                 say(failure)
             else:
                 result = results.stored(task.config)
                 chance = ", at chance level" if result and result.at_chance else ""
-                tell(f"{how_far()}: {task.config.title} seed {task.config.seed}{chance}")
+                tell(f"{so_far()}: {task.config.title} seed {task.config.seed}{chance}")
         if tell is not say and running and time.monotonic() - told > 1:
             told = time.monotonic()
-            tell(f"{how_far()}; at work: " + ", ".join(at_work(task.config) for task, *_ in running))
+            tell(f"{so_far()}; at work: " + ", ".join(at_work(task.config) for task, *_ in running))
         time.sleep(0.1)
     return failures
 
@@ -286,6 +305,17 @@ def at_work(config: RunConfig) -> str:
     other = lease.others(folder)
     at = f"waiting for {other}, epoch" if other else "epoch"
     return f"{config.title} seed {config.seed} {at} {log.last_epoch(folder)}/{config.epochs}"
+
+
+def how_far(task: Task) -> tuple[int, int]:
+    """What grows while a task makes progress: the last epoch done, and fewer columns that are lacking."""
+    return log.last_epoch(RUNS / task.config.id), -len(task.lacking)
+
+
+def died(future: Future) -> bool:
+    """Whether a worker ended without a word, at a limit of time or memory, say; a pool of processes is dead with it."""
+    error = future.exception()
+    return error is not None and not isinstance(error, (UsageError, DataError, BrokenProcessPool))
 
 
 def outcome(task: Task, future: Future) -> str:

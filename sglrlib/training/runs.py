@@ -28,6 +28,7 @@ from sglrlib.method.files import DataError
 from sglrlib.method.models import flops
 from sglrlib.paths import RUNS, WEIGHTS
 from sglrlib.store import checkpoint, results
+from sglrlib.store.checkpoint import StoreError
 from sglrlib.store.lease import alone
 from sglrlib.store.log import (
     LOG,
@@ -107,8 +108,13 @@ class Wanted:
 
     @property
     def lacking(self) -> list[str]:
-        """What obtain() would have to do: 'training', then the columns that are not there."""
-        result = stored(self.config, list(self.columns), self.images, committed=not self.train_missing)
+        """What obtain() would have to do: 'training', then the columns that are not there; of a result that cannot be
+        read, all, so that obtain() says why.
+        """
+        try:
+            result = stored(self.config, list(self.columns), self.images, committed=not self.train_missing)
+        except StoreError:
+            return ["training", *self.columns]
         missing = [c for c in self.columns if result is None or not result.has(c, self.images)]
         return ["training", *missing] if result is None else missing
 
@@ -344,7 +350,7 @@ def load_model(config: RunConfig, which: str = "best", device: str = "cpu") -> n
         raise UsageError(f"{config.id} has no checkpoint in {RUNS}, and none in {WEIGHTS}: run() it first.")
     model = run_model(config)
     own = (folder / "last.pt").exists()
-    model.load_state_dict(checkpoint.weights(folder, which) if own else load_file(committed))
+    model.load_state_dict(checkpoint.weights(folder, which, config.id) if own else load_file(committed))
     return model.to(device).eval()
 
 

@@ -39,7 +39,7 @@ def train(
     parts = dict(model=step.model, labels=step.labels, optimizer=step.optimizer)
     if config.swa_start < 1:
         parts["averaged"] = AveragedModel(step.model)
-    curve = checkpoint.restore(folder, parts, device, say)
+    curve = checkpoint.restore(folder, config.id, parts, device, say)
     take = captured(step) if speed != "plain" and data.train.y.is_cuda else step
     batches = partial(data.train.batches, config.batch_size, step.generator, config.augment)
     record = partial(diagnose, config, run_model(config).to(device), step.labels, step.method, teachers, data)
@@ -63,7 +63,7 @@ def train(
             update_bn(by_size(batches(), judged), judged)  # re-estimated, on clean images
         views = look(config, judged, data, speed)
         curve.append(row | accuracies(views) | record(judged, views, step.clean_pass))
-        checkpoint.save_epoch(folder, parts, judged, curve, best_epoch(curve, config))
+        checkpoint.save_epoch(folder, config.id, parts, judged, curve, best_epoch(curve, config))
         report(curve[-1] | dict(seconds=time.perf_counter() - started))
 
 
