@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import keyword
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -66,7 +67,14 @@ def parser() -> argparse.ArgumentParser:
     sent.add_argument("--slurm", action="store_true", help="send to Slurm instead of this machine")
     sent.add_argument("--partition", default="", help="Slurm's")
     sent.add_argument("--cpus", type=int, default=4, help="of each worker on Slurm")
-    sent.add_argument("-s", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="option of sbatch")
+    sent.add_argument(
+        "-s",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="option of sbatch; a VALUE of '' for a flag",
+    )
     judged = commands.add_parser("claims", help="judge the paper's claims by the committed results, and keep that")
     judged.set_defaults(do=judge_claims)
     return top
@@ -99,7 +107,7 @@ def do_runs(asked: argparse.Namespace) -> int:
     """Do a notebook's missing runs, and show how that ended."""
     for name in ("workers", "minutes", "signal", "gpus", "cpus"):
         within(name, getattr(asked, name), 0)
-    check_minutes(asked.minutes, asked.signal)
+    check_minutes(asked.minutes, asked.signal + 60 * asked.slurm)  # Slurm may warn up to a minute early
     trust(asked)
     tasks = plan.tasks(asked.notebook, parameters(asked), parent=0 if asked.slurm else os.getpid())
     if not all(wanted.train_missing for task in tasks for wanted in task.wanted):
@@ -117,7 +125,11 @@ def do_runs(asked: argparse.Namespace) -> int:
     try:
         failures = jobs.send(todo, executor, at=at, say=say)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UsageError(f"Slurm does not take the jobs: {error}") from error
+        raise UsageError(f"Slurm does not take the jobs: {error}. Those that it took go on.") from error
+    except KeyboardInterrupt:
+        if sent := [job.job_id for task in todo if (job := jobs.queued(task))]:
+            print(f"jobs {', '.join(sent)} go on; to end them: scancel {' '.join(sent)}", file=sys.stderr)
+        raise
     show(tasks)
     return int(bool(failures) or any(task.lacking for task in tasks))
 
@@ -178,15 +190,24 @@ def job_files() -> Path:
 
 
 def slurm(asked: argparse.Namespace) -> submitit.SlurmExecutor:
-    """Jobs of a Slurm cluster, requeued when their time is over or others go first. Raises UsageError without Slurm."""
+    """Jobs of a Slurm cluster, requeued when their time is over or others go first.
+
+    Raises UsageError without Slurm, and without its accounting, by which submitit learns how a job ended.
+    """
     try:
         executor = submitit.SlurmExecutor(job_files(), max_num_timeout=1000)
     except RuntimeError as error:
         raise UsageError(f"--slurm: {error}; without it the runs are done on this machine.") from error
+    sacct = subprocess.run(["sacct", "--noheader", "--jobs", "1"], capture_output=True, text=True)
+    if sacct.returncode:
+        raise UsageError(
+            f"--slurm: sacct does not answer ({sacct.stderr.strip()}), so a job that dies would not be noticed. "
+            "Expected Slurm with accounting; without it, get a machine from Slurm and call this there without --slurm."
+        )
     executor.update_parameters(
         job_name="sglr", time=asked.minutes or 240, signal_delay_s=asked.signal, gpus_per_node=asked.gpus,
         cpus_per_task=asked.cpus, ntasks_per_node=1, array_parallelism=asked.workers or 1000,
-        additional_parameters=dict(asked.s) | dict(requeue=True),
+        additional_parameters={name: value or True for name, value in asked.s} | dict(requeue=True),
         **({"partition": asked.partition} if asked.partition else {}),
     )  # fmt: skip
     return executor

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,6 +369,9 @@ from pathlib import Path
 name, place = Path(sys.argv[0]).name, Path(os.environ["FAKE_SLURM"])
 if name == "sbatch":
     text = Path(sys.argv[1]).read_text()
+    if (place / "away").exists():
+        (place / "away").unlink()
+        sys.exit("sbatch: error: Unable to contact slurm controller (connect failure)")
     if "--partition=gpux" in text:
         sys.exit("sbatch: error: invalid partition specified: gpux")
     (place / "script").write_text(text)
@@ -383,6 +387,10 @@ elif name == "srun":
     while command[0].startswith("--"):
         command = command[1 if command[0] == "--unbuffered" else 2:]
     os.execvp(command[0], command)
+elif name == "squeue":
+    print((place / "queued").read_text() if (place / "queued").exists() else "")
+elif name == "sacct" and (place / "no accounting").exists():
+    sys.exit("Slurm accounting storage is disabled")
 elif name == "sacct":
     print("JobID|State|NodeList")
     print("77|RUNNING|here")
@@ -394,7 +402,7 @@ def slurm(tmp_path, monkeypatch):
     """A stand-in for Slurm's commands: sbatch runs its script at once."""
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name in ("sbatch", "srun", "sacct", "scontrol"):
+    for name in ("sbatch", "srun", "sacct", "scontrol", "squeue"):
         (folder / name).write_text(f"#!{sys.executable}\n{FAKE}")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("FAKE_SLURM", str(folder))
@@ -405,10 +413,15 @@ def slurm(tmp_path, monkeypatch):
 def test_what_goes_to_slurm(store, slurm, capsys):
     """The script as text; and the jobs as the stand-in runs them."""
     options = ["--slurm", "--partition", "gpu", "--gpus", "2", "--cpus", "6", "--minutes", "90", "--signal", "300"]
-    assert main(["run", str(TABLES), *ARGUMENTS, *options, "--workers", "5", "-s", "account", "lab"]) == 0
+    assert (
+        main(["run", str(TABLES), *ARGUMENTS, *options, "--workers", "5", "-s", "account", "lab", "-s", "hold", ""])
+        == 0
+    )
     assert "2 runs: 2 done" in capsys.readouterr().out
     script = (slurm / "script").read_text().splitlines()
-    wanted = "partition=gpu gpus-per-node=2 cpus-per-task=6 time=90 signal=USR2@300 account=lab requeue array=0-1%2"
+    wanted = (
+        "partition=gpu gpus-per-node=2 cpus-per-task=6 time=90 signal=USR2@300 account=lab hold requeue array=0-1%2"
+    )
     wanted = [
         f"#SBATCH --{option}" for option in [*wanted.split(), "ntasks-per-node=1", "open-mode=append", "job-name=sglr"]
     ]
@@ -420,6 +433,56 @@ def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
     assert main(["run", str(TABLES), *ARGUMENTS, "--slurm", "--partition", "gpux"]) == 2
     assert "UsageError: Slurm does not take the jobs: " in (said := capsys.readouterr().err)
     assert "invalid partition specified: gpux" in said and not runs.RUNS.joinpath("digits").exists()
+
+
+def test_a_job_that_is_still_queued_is_waited_for_and_not_sent_again(store, slurm, monkeypatch, capsys):
+    """Interrupted after it has sent them, the command names the jobs; called again, it takes them up."""
+    wait, seconds = jobs.time.sleep, []
+
+    def interrupted(pause):
+        seconds.append(pause)
+        raise KeyboardInterrupt
+
+    (slurm / "queued").write_text("77")
+    monkeypatch.setattr(jobs.time, "sleep", interrupted)
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 130
+    said = capsys.readouterr().err
+    assert "jobs 77_0, 77_1 go on; to end them: scancel 77_0 77_1" in said
+    monkeypatch.setattr(jobs.time, "sleep", wait)
+    (slurm / "script").unlink()
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 0
+    assert "2 runs: 2 done" in capsys.readouterr().out and not (slurm / "script").exists()
+
+
+def test_slurm_without_accounting_is_refused(store, slurm, capsys):
+    (slurm / "no accounting").touch()
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 2
+    assert "sacct does not answer (Slurm accounting storage is disabled)" in capsys.readouterr().err
+    assert not (slurm / "script").exists()
+
+
+def test_a_controller_that_is_out_for_a_while_is_asked_again(store, slurm, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "PAUSE_S", 0)
+    (slurm / "away").touch()
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 0
+    said = capsys.readouterr().out
+    assert "Slurm does not answer, asked again in 0 s: " in said and "2 runs: 2 done" in said
+    monkeypatch.setattr(jobs, "OUTAGE_S", -1)
+    (slurm / "away").touch()
+    shutil.rmtree(runs.RUNS)
+    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 2
+    assert "Unable to contact slurm controller" in capsys.readouterr().err
+
+
+def test_a_start_without_progress_is_not_queued_again(store):
+    (task,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT"))
+    folder = runs.RUNS / task.config.id
+    jobs._began[task.config.id] = jobs.how_far(task)
+    assert task.checkpoint() is None and "no epoch and no attack ended before the limit" in log.failure(folder)
+    log.note(folder, epoch=1, seconds=1.0)
+    assert task.checkpoint().function is task
+    jobs._began[task.config.id] = jobs.how_far(task)
+    assert task.checkpoint() is None
 
 
 def test_a_notebook_from_elsewhere_is_executed_only_if_it_is_trusted(tmp_path, capsys):

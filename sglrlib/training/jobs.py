@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -16,6 +19,7 @@ from typing import NamedTuple
 
 import joblib
 import psutil
+import submitit
 import torch
 from submitit.helpers import DelayedSubmission
 
@@ -57,6 +61,7 @@ class Task:
         doors.take_over(self.carried)
         if self.threads:
             torch.set_num_threads(self.threads)
+        _began[self.config.id] = how_far(self)
         said = []
         for wanted in self.wanted:
             if runs.attempt(wanted, said.append) is None:
@@ -68,14 +73,22 @@ class Task:
         wanted = [dataclasses.replace(each, device=device or each.device) for each in self.wanted]
         return dataclasses.replace(self, wanted=tuple(wanted))
 
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again at a time limit or a preemption: the same, for a run resumes by itself."""
-        return DelayedSubmission(self)
+    def checkpoint(self) -> DelayedSubmission | None:
+        """What submitit queues again at a time limit or a preemption: the same, for a run resumes by itself; nothing
+        where this start has brought it no further, which would go on for ever.
+        """
+        if how_far(self) != _began.get(self.config.id):
+            return DelayedSubmission(self)
+        runs.note_failure(self.config, TimeoutError("no epoch and no attack ended before the limit of time"))
+        return None
 
     @property
     def lacking(self) -> list[str]:
         """What a call would have to do: 'training', and the columns that are missing; each once."""
         return list(dict.fromkeys(step for wanted in self.wanted for step in wanted.lacking))
+
+
+_began: dict[str, tuple[int, int]] = {}  # how far a task was when it was called in this process
 
 
 def end_with(parent: int) -> None:
@@ -258,10 +271,9 @@ def send(
     while waiting or running:
         unfinished = {task.config.id for task in [*waiting, *(task for task, *_ in running)]}
         ready = [task for task in waiting if not task.needs & unfinished][: len(free)]
-        with getattr(executor, "batch", nullcontext)() if len(ready) > 1 else nullcontext():  # Slurm: one array
-            handed = [(task, place, executor.submit(task.on(place))) for task, place in zip(ready, free, strict=False)]
+        futures = hand_over([task.on(place) for task, place in zip(ready, free, strict=False)], executor, say)
+        running += zip(ready, free, futures, strict=False)
         waiting, free = [task for task in waiting if task not in ready], free[len(ready) :]
-        running += handed
         for task, place, future in [entry for entry in running if entry[2].done()]:
             running.remove((task, place, future))
             free.append(place)
@@ -284,6 +296,43 @@ def send(
             tell(f"{so_far()}; at work: " + ", ".join(at_work(task.config) for task, *_ in running))
         time.sleep(0.1)
     return failures
+
+
+def hand_over(those: list[Task], executor: Executor, say: Callable[[str], None] = print) -> list[Future]:
+    """The futures of tasks that are given to an executor, Slurm's as one array.
+
+    One whose job an earlier call has sent is not sent again. A controller that is out is asked for OUTAGE_S seconds.
+    """
+    jobs, started = {task.config.id: queued(task) for task in those}, time.monotonic()
+    anew = [task for task in those if not jobs[task.config.id]]
+    while anew:
+        try:
+            with getattr(executor, "batch", nullcontext)() if len(anew) > 1 else nullcontext():
+                jobs |= {task.config.id: executor.submit(task) for task in anew}
+            break
+        except Exception as error:
+            away = re.search("[Uu]nable to contact|[Cc]onnection refused|timed out|temporarily", str(error))
+            if not away or time.monotonic() - started > OUTAGE_S:
+                raise
+            say(f"Slurm does not answer, asked again in {PAUSE_S} s: {str(error).strip().splitlines()[-1]}")
+            time.sleep(PAUSE_S)
+    for task in anew:
+        if isinstance(job := jobs[task.config.id], submitit.SlurmJob):
+            (RUNS / task.config.id).mkdir(parents=True, exist_ok=True)
+            log.note(RUNS / task.config.id, job=job.job_id, files=str(job.paths.folder))
+    return list(jobs.values())
+
+
+OUTAGE_S, PAUSE_S = 600, 10
+
+
+def queued(task: Task) -> Future | None:
+    """The Slurm job that an earlier call gave a task to, if it waits or runs: a second one would only hold a place."""
+    last = next((line for line in log.newest_first(RUNS / task.config.id) if "job" in line), {})
+    if task.parent or not last or not shutil.which("squeue"):
+        return None
+    found = subprocess.run(["squeue", "--noheader", "--jobs", last["job"]], capture_output=True, text=True)
+    return submitit.SlurmJob(folder=last["files"], job_id=last["job"]) if found.stdout.strip() else None
 
 
 def check(those: Iterable[Task]) -> None:
