@@ -541,6 +541,8 @@ def test_another_runs_checkpoint_is_not_taken(small, store, fault):
     shutil.copy(best, folder / f"best-{last['best']}.pt")
     with pytest.raises(Damaged, match="is of another run"):
         runs.load_model(other, "best")
+    with pytest.raises(Damaged, match="is of another run"):
+        checkpoint.restore(folder, other.id, {})
     fault(lost=not runs.load_model(one))
 
 
