@@ -480,6 +480,21 @@ def test_a_result_of_another_version_is_named_and_stops_no_other(small, store, c
     fault(lost=not path.exists())
 
 
+@pytest.mark.parametrize("flags", ["41:" + "A" * 8, "8:AAAA", "40:", "40:A", "999999999999:", "-5:AAAA"])
+def test_flags_of_more_or_other_images_than_there_are_are_refused(small, store, flags):
+    config = small(epochs=1)
+    runs.run(config, (), **SILENT)
+    path = runs.RUNS / config.id / "result.json"
+
+    def forged(values):
+        values["evaluations"]["best"]["natural"]["flags"] = flags
+        return values
+
+    rewritten(path, forged)
+    with pytest.raises(Damaged, match="result.json is no result of this library"):
+        results.read(config, path)
+
+
 VALUES = [None, True, -1, 10**12, 0.5, float("nan"), "", "x" * 50, "999999999999:", "-5:AAAA", [], [[]], {}, {"a": {}}]
 
 
@@ -556,7 +571,7 @@ def test_stray_files_stop_nothing(small, store, fault):
     (folder / log.LOG).write_text('{"epoch": 7}\n{"epoch": "x", "seconds": 1}\n[1]\nnull\n{"epoch": 1, "sec')
     (runs.RUNS / "a-stray-file").write_text("?")
     assert log.last_epoch(folder) == 0 and log.epoch_seconds(folder) == {}
-    list(jobs.whole_store())
+    assert [name for name, *_ in jobs.whole_store()] == [config.id]
     assert len(runs.run(config, (), **SILENT).curve) == 3
     assert (folder / "notes.txt").read_text() == "?"
     fault(lost=not runs.load_model(config))

@@ -17,6 +17,7 @@ from sglrlib.judging.report import judge
 from sglrlib.method.attacks import PGD
 from sglrlib.method.autoattack import Part, Square
 from sglrlib.method.data import load_data
+from sglrlib.method.fast import AttackCopy
 from sglrlib.method.models import build_model
 
 EPS, STEPS, N = 0.1, 5, 40
@@ -249,6 +250,12 @@ def test_a_randomised_model_is_attacked_itself_and_suspected():
     with pytest.warns(UserWarning, match="computes something else .*, so the model itself is attacked"):
         report = judge(model, X, labels(net()), 255 * EPS, attacks=["pgd_5"])
     assert "the model is deterministic" in report.suspected
+
+
+def test_training_on_a_copy_that_would_not_follow_is_refused():
+    for model, has in ((ODD["weight normalisation"](), "parametrizations"), (ODD["a hook on its root"](), "hooks on")):
+        with pytest.raises(UsageError, match=f"this model has {has}.*use speed = 'plain'"):
+            AttackCopy(model)
 
 
 def test_a_model_without_gradient_can_still_be_queried():
