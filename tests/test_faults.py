@@ -491,7 +491,7 @@ def test_flags_of_more_or_other_images_than_there_are_are_refused(small, store, 
         return values
 
     rewritten(path, forged)
-    with pytest.raises(Damaged, match="result.json is no result of this library"):
+    with pytest.raises(Damaged, match=r"result.json is no result of this library"):
         results.read(config, path)
 
 
