@@ -437,18 +437,18 @@ def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
 
 def test_a_job_that_is_still_queued_is_waited_for_and_not_sent_again(store, slurm, monkeypatch, capsys):
     """Interrupted after it has sent them, the command names the jobs; called again, it takes them up."""
-    wait, seconds = jobs.time.sleep, []
 
-    def interrupted(pause):
-        seconds.append(pause)
+    def interrupted(those, executor, **how):
+        jobs.hand_over(those, executor)
         raise KeyboardInterrupt
 
+    send = jobs.send
     (slurm / "queued").write_text("77")
-    monkeypatch.setattr(jobs.time, "sleep", interrupted)
+    monkeypatch.setattr(jobs, "send", interrupted)
     assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 130
     said = capsys.readouterr().err
     assert "jobs 77_0, 77_1 go on; to end them: scancel 77_0 77_1" in said
-    monkeypatch.setattr(jobs.time, "sleep", wait)
+    monkeypatch.setattr(jobs, "send", send)
     (slurm / "script").unlink()
     assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 0
     assert "2 runs: 2 done" in capsys.readouterr().out and not (slurm / "script").exists()

@@ -62,7 +62,7 @@ def result(labels, best, last, lost, gained, *, dataset="digits", seed=0, column
     flags["last"][:lost] = False
     flags["last"][best : best + gained] = True
     run = Result(
-        config=recipe(dataset, labels=labels, seed=seed, **changes), curve=[], best_epoch=1,
+        config=recipe(dataset, labels=labels, seed=seed, **changes), curve=[], best_epoch=100,
         sizes=dict(train=500, test=1000), evaluations=dict(best={}, last={}), provenance={},
     )  # fmt: skip
     for which in ("best", "last"):

@@ -170,7 +170,7 @@ def check(values: dict) -> None:
 _COUNT = dict(type="integer", minimum=0, maximum=10_000_000)
 _PACKED = dict(type="string", maxLength=10_000_000, pattern="^[A-Za-z0-9+/]*={0,2}$")
 _COLUMN = dict(
-    type="object", required=["flags", "seconds"],
+    type="object", required=["flags"],
     properties=dict(
         flags=dict(type="string", pattern="^[0-9]{1,8}:[A-Za-z0-9+/]*={0,2}$"), highest=_PACKED, labelled=_PACKED,
         seconds=dict(type="number", minimum=0), code=dict(type="string"), device=dict(type="string"),
@@ -188,13 +188,13 @@ SCHEMA = dict(
         curve=dict(type="array", maxItems=100_000, items=dict(type="object", additionalProperties=dict(type="number"))),
         best_epoch=dict(_COUNT, minimum=1),
         sizes=dict(
-            type="object", required=["train", "val", "test", "wrong_labels"], additionalProperties=_COUNT
+            type="object", required=["train", "test"], additionalProperties=_COUNT
         ),
         evaluations=dict(
             type="object", required=list(CHECKPOINTS), additionalProperties=False,
             properties={which: dict(type="object", additionalProperties=_COLUMN) for which in CHECKPOINTS},
         ),
-        provenance=dict(type="object", required=["device", "seconds"], properties=dict(seconds=dict(type="number"))),
+        provenance=dict(type="object", properties=dict(seconds=dict(type="number"))),
     ),
 )  # fmt: skip
 valid = fastjsonschema.compile(SCHEMA)
