@@ -4,12 +4,14 @@ import csv
 import json
 import re
 from functools import partial
+from statistics import fmean
 
 import torch
 
 from sglrlib.paths import RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.studies import readme, registry
+from sglrlib.studies.registry import committed
 
 README = (ROOT / "README.md").read_text()
 
@@ -52,6 +54,22 @@ def test_the_gates_table_is_that_of_its_curves():
         top = max(range(len(robust)), key=robust.__getitem__)
         natural = float(curve[-1]["test_natural"])
         assert f"| {robust[top]:.1f} ({top + 1}" in text and f"| {robust[-1]:.1f} | {natural:.1f} |" in text, name
+
+
+def test_the_stages_row_is_that_of_its_three_seeds():
+    text = (RESULTS / "README.md").read_text()
+    runs = committed(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_10")[:3]
+    assert [run.config.seed for run in runs] == [0, 1, 2]
+    epochs = zip(*(run.curve for run in runs), strict=True)
+    means = [fmean((row["val_robust"] + row["test_robust"]) / 2 for row in rows) for rows in epochs]
+    top = max(range(len(means)), key=means.__getitem__)
+    natural = fmean(run.accuracy("last", "natural") for run in runs)
+    flags = [[run.flags(which, "pgd_10")[:2000].double() for which in ("best", "last")] for run in runs]
+    drops = [100 * (best - last).mean().item() for best, last in flags]
+    assert f"| {means[top]:.1f} ({top + 1}) | {means[-1]:.1f} | {natural:.1f} |" in text
+    assert f"loses {fmean(drops):.1f} ({', '.join(f'{drop:.1f}' for drop in drops)})" in text
+    first, within = runs[0].config.drop_epochs[0], runs[0].config.epochs / 10
+    assert first <= top + 1 <= first + within and fmean(drops) >= 4 and natural > 50  # the gate
 
 
 def test_the_speed_is_that_of_the_saved_benchmark():

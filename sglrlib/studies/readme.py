@@ -68,5 +68,5 @@ def notes(every: list[Result]) -> list[str]:
         f"{c.arch}, {every[0].sizes['train']} training images{noise}, eps = {c.eps_255}/255, {c.epochs} epochs; "
         f"seeds {', '.join(map(str, seeds))};",
         f"best -> last epoch, mean ± standard deviation over seeds; {every[0].sizes['test']} test images;",
-        f"trained in {hours:.1f} core-hours on {' and '.join(where)}.",
+        f"trained in {hours:.1f} hours by the clock, beside other work, on {' and '.join(where)}.",
     ]
