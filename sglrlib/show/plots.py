@@ -137,7 +137,10 @@ def over_epochs(
         axis.tick_params(labelbottom=True)
     marked = "best epoch" if max(map(len, results.values())) == 1 else "best epoch, first seed"
     legend(figure, results, styles, best=marked if best else "")
-    figure.suptitle(headline(next(iter(results.values()))), fontsize=8)
+    counts = {label: len(runs) for label, runs in results.items()}
+    unequal = len(set(counts.values())) > 1
+    some = f" ({', '.join(f'{label} {n}' for label, n in counts.items())})" if unequal else ""
+    figure.suptitle(headline(next(iter(results.values()))) + some, fontsize=8)
     return figure
 
 
@@ -274,7 +277,8 @@ def mark_phases(axis, config: RunConfig) -> None:
         marks.append((config.first_refined, "refinement", ":"))
     for epoch, text, style in marks:
         axis.axvline(epoch, color="0.5", lw=0.9, ls=style, zorder=0)
-        place = dict(xycoords=("data", "axes fraction"), ha="center", va="bottom")
+        crowded = text == "refinement" and any(0 <= drop - epoch < config.epochs / 5 for drop in config.drop_epochs)
+        place = dict(xycoords=("data", "axes fraction"), ha="right" if crowded else "center", va="bottom")
         axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", **place)
 
 
