@@ -246,7 +246,7 @@ def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
 def test_a_headline_says_where_seeds_are_missing_and_marks_do_not_overlap():
     runs = {"PGD-AT": [result(rows([1] * 40), labels="hard")] * 3, "PGD-AT+SGLR": [result(rows([1] * 40))]}
     drawn = plots.over_epochs(runs, dict(norm=dict(batch_gradient_norm_hard="-")), {}, best="")
-    assert "3 seeds (PGD-AT 3, PGD-AT+SGLR 1)" in drawn.get_suptitle()
+    assert "\nseeds: PGD-AT 3, PGD-AT+SGLR 1" in drawn.get_suptitle()
     for changes, side in ((dict(lr_drops=(0.25, 0.75), refine_start=0.225), "right"), (dict(), "center")):
         axis = plots.grid(1, 1, 2.0)[1][0, 0]
         plots.mark_phases(axis, recipe("digits", labels="self_guided", **changes))

@@ -139,7 +139,7 @@ def over_epochs(
     legend(figure, results, styles, best=marked if best else "")
     counts = {label: len(runs) for label, runs in results.items()}
     unequal = len(set(counts.values())) > 1
-    some = f" ({', '.join(f'{label} {n}' for label, n in counts.items())})" if unequal else ""
+    some = f"\nseeds: {', '.join(f'{label} {n}' for label, n in counts.items())}" if unequal else ""
     figure.suptitle(headline(next(iter(results.values()))) + some, fontsize=8)
     return figure
 
@@ -277,8 +277,9 @@ def mark_phases(axis, config: RunConfig) -> None:
         marks.append((config.first_refined, "refinement", ":"))
     for epoch, text, style in marks:
         axis.axvline(epoch, color="0.5", lw=0.9, ls=style, zorder=0)
-        crowded = text == "refinement" and any(0 <= drop - epoch < config.epochs / 5 for drop in config.drop_epochs)
-        place = dict(xycoords=("data", "axes fraction"), ha="right" if crowded else "center", va="bottom")
+        near = [other for other, *_ in marks if 0 < abs(other - epoch) < config.epochs / 5]
+        side = "center" if not near else "right" if near[0] > epoch else "left"
+        place = dict(xycoords=("data", "axes fraction"), ha=side, va="bottom")
         axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", **place)
 
 
