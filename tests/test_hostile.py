@@ -115,6 +115,18 @@ class Counting(nn.Module):
         return self.inner(x) + self.turn * F.one_hot(torch.tensor(3), 10) * self.calls
 
 
+class Late(nn.Module):
+    """Turns its logits round from some call on, which Python alone counts: its copy is of before."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.inner, self.after, self.calls = net(), after, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return -self.inner(x) if self.calls > self.after else self.inner(x)
+
+
 class Wary(nn.Module):
     """Gives other logits to images that somebody differentiates by: its gradients are those of another network."""
 
@@ -250,6 +262,15 @@ def test_a_randomised_model_is_attacked_itself_and_suspected():
     with pytest.warns(UserWarning, match="computes something else .*, so the model itself is attacked"):
         report = judge(model, X, labels(net()), 255 * EPS, attacks=["pgd_5"])
     assert "the model is deterministic" in report.suspected
+
+
+def test_a_copy_that_strays_on_attacked_images_alone_is_not_believed():
+    """The first five calls are those before the attack, on clean images: there the copy is right."""
+    for after, alike in ((5, False), (100, True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            correct(Late(after), X, labels(net()), PGD(EPS, EPS / 4, STEPS))
+        assert (not [w for w in said if "so the model itself is attacked" in str(w.message)]) == alike
 
 
 def test_training_on_a_copy_that_would_not_follow_is_refused():
