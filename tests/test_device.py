@@ -6,6 +6,7 @@ import torch
 from sglrlib import device
 from sglrlib.checks import UsageError
 from sglrlib.device import exact_fp32, gpu_trouble, pick_device, refuse_precision
+from sglrlib.judging.diagnostics import DIAGNOSTICS
 from sglrlib.recipes import recipe
 from sglrlib.training.runs import Wanted, run
 
@@ -128,3 +129,15 @@ def test_weeks_on_a_cpu_have_to_be_asked_for(store, card, monkeypatch):
     assert run(recipe("cifar10", "paper"), train_missing=False) is None
     card((9, 0))
     Wanted(recipe("cifar10", "paper"), {}).check()
+
+
+def test_diagnostics_are_in_exact_fp32(small, store, monkeypatch):
+    precisions = []
+
+    def note(snapshot):
+        precisions.append(torch.backends.cudnn.conv.fp32_precision)
+        return {}
+
+    monkeypatch.setitem(DIAGNOSTICS, "calibration", note)
+    run(small(epochs=1, diagnostics=("calibration",)), (), device="cpu", say=lambda line: None)
+    assert precisions == ["ieee"]

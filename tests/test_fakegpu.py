@@ -312,7 +312,13 @@ def test_a_run_on_the_second_gpu_is_that_on_the_cpu(store, monkeypatch, changes)
     config, found = tiny(epochs=2, refine_start=0.5, diagnostics=tuple(DIAGNOSTICS), **changes), {}
     for device in ("cpu", "cuda:1"):
         with fake_gpu(devices=2):
-            result = run(config, ["pgd_2", "autoattack"], device=device, say=lambda line: None)
+            seen = []
+
+            def note(line, seen=seen):
+                seen.append(torch.cuda.current_device())
+
+            result = run(config, ["pgd_2", "autoattack"], device=device, say=note)
+            assert (1 in seen) == (device == "cuda:1") and torch.cuda.current_device() == 0
             network = load_model(config, "last", device)
             assert str(next(network.parameters()).device) == device
         flags = [result.flags(which, name) for which in ("best", "last") for name in ("natural", "pgd_2", "autoattack")]
