@@ -107,7 +107,7 @@ def do_runs(asked: argparse.Namespace) -> int:
     """Do a notebook's missing runs, and show how that ended."""
     for name in ("workers", "minutes", "signal", "gpus", "cpus"):
         within(name, getattr(asked, name), 0)
-    check_minutes(asked.minutes, asked.signal + 60 * asked.slurm)  # Slurm may warn up to a minute early
+    check_minutes(asked.minutes, asked.signal, 60 * asked.slurm)
     trust(asked)
     tasks = plan.tasks(asked.notebook, parameters(asked), parent=0 if asked.slurm else os.getpid())
     if not all(wanted.train_missing for task in tasks for wanted in task.wanted):
@@ -134,15 +134,18 @@ def do_runs(asked: argparse.Namespace) -> int:
     return int(bool(failures) or any(task.lacking for task in tasks))
 
 
-def check_minutes(minutes: int, signal: int) -> None:
-    """Raise UsageError for a limit of time that would be over before a worker gets anywhere."""
-    left = 60 * minutes - signal
+def check_minutes(minutes: int, signal: int, early: int) -> None:
+    """Raise UsageError for a limit of time that would be over before a worker gets anywhere.
+
+    early: by how many seconds the warning may come too soon, on Slurm a minute.
+    """
+    left = 60 * minutes - signal - early
     if minutes and left < AT_LEAST:
-        shorter = f", or --signal {60 * minutes - AT_LEAST} or less" * (60 * minutes >= AT_LEAST)
+        shorter = f", or --signal {left + signal - AT_LEAST} or less" * (left + signal >= AT_LEAST)
         raise UsageError(
             f"--minutes {minutes} with --signal {signal}: a worker would be warned of its end after {left} s, and may "
-            f"take {AT_LEAST} s to start and do an epoch. Expected --minutes {-(-(AT_LEAST + signal) // 60)} or more"
-            f"{shorter}."
+            f"take {AT_LEAST} s to start and do an epoch. Expected --minutes "
+            f"{-(-(AT_LEAST + signal + early) // 60)} or more{shorter}."
         )
 
 

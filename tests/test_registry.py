@@ -12,6 +12,7 @@ from sglrlib.paths import CLAIMS, ROOT
 from sglrlib.recipes import row_recipe
 from sglrlib.store.results import pack_shares, publish
 from sglrlib.studies import readme, registry
+from sglrlib.studies.refinement import drop_claims
 
 
 @pytest.fixture
@@ -121,3 +122,11 @@ def test_a_notebook_shows_its_own_claims(kept):
     table = registry.of_notebook("01")
     assert {scale for scale, _ in table.index} == {"digits"} and list(table.verdict) == ["holds", "holds"]
     assert registry.of_notebook("03").empty
+
+
+def test_one_kind_that_overfits_answers_no_question_about_others():
+    """Nor is that a kind overfits counted beside the comparisons: it is not what the paper says of it."""
+    runs = {"eps = 8/255": [result("hard", 800, 700, 120, 20)], "eps = 2/255": [result("hard", 800, 795, 15, 10)]}
+    assert drop_claims("weak_attacks", dict([*runs.items()][:1]), "eps = 8/255") == []
+    (claim,) = drop_claims("weak_attacks", runs, "eps = 8/255")
+    assert claim.text == "eps = 8/255 costs more than eps = 2/255" and claim.effect == pytest.approx(9.5)
