@@ -1,7 +1,7 @@
 # make demo: the main job on the embedded dataset.  make test: all tests.  make bench: how fast, beside the published
-# code; half an hour.  make gpu: what a card can do, tested and timed; half an hour.  Each sets up .venv first where it
-# must.
-.PHONY: demo test bench gpu notebooks lint setup
+# code; half an hour.  make gpu: what a card can do, tested and timed; half an hour.  make slurm: the grid on a Slurm that
+# it installs, as root on Debian; seven minutes.  Each sets up .venv first where it must.
+.PHONY: demo test slurm bench gpu notebooks lint setup
 BIN := $(CURDIR)/.venv/bin
 DEMO := runs/01_train_sglr_demo.ipynb
 
@@ -30,6 +30,11 @@ test: setup lint
 	$(BIN)/pytest -n auto --dist worksteal || status=1; \
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(NBVAL) $(NOTEBOOKS) || status=1; \
 	exit $$status
+
+slurm: export SGLR_SLURM := 1
+slurm: export OMP_NUM_THREADS := 1
+slurm: setup
+	$(BIN)/pytest tests/test_slurm.py
 
 # BENCH_OPTIONS = --compile climbs that rung of the ladder too; others: python -m benchmarks.speed --help.
 bench: export OMP_WAIT_POLICY := PASSIVE

@@ -69,7 +69,7 @@ def an_end():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wait_for():
     """Wait until something is so; what it waits for may not be the end of a process, if one is given."""
 

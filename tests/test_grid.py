@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import submitit
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from shell import execute
+from submitit.core.utils import FailedSubmissionError
 
 from sglrlib import device
 from sglrlib.__main__ import main
@@ -363,115 +363,24 @@ def test_submitit_starts_a_timed_out_run_again_and_it_resumes(store, wait_for, f
     fault(lost=max(noted) != 100 or len(noted) > 100 + len(starts) - 1)  # no more than the one in progress
 
 
-FAKE = r"""
-import os, re, subprocess, sys
-from pathlib import Path
-name, place = Path(sys.argv[0]).name, Path(os.environ["FAKE_SLURM"])
-if name == "sbatch":
-    text = Path(sys.argv[1]).read_text()
-    if (place / "away").exists():
-        (place / "away").unlink()
-        sys.exit("sbatch: error: Unable to contact slurm controller (connect failure)")
-    if "--partition=gpux" in text:
-        sys.exit("sbatch: error: invalid partition specified: gpux")
-    (place / "script").write_text(text)
-    array = re.search(r"--array=0-(\d+)", text)
-    for index in range(int(array[1]) + 1 if array else 1):
-        own = dict(SLURM_JOB_ID="77", SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_PROCID="0",
-                   SLURM_LOCALID="0", SLURM_JOB_NODELIST="here")
-        own |= dict(SLURM_ARRAY_JOB_ID="77", SLURM_ARRAY_TASK_ID=str(index)) if array else {}
-        subprocess.Popen(["bash", sys.argv[1]], env=os.environ | own, stdin=-3, stdout=-3, stderr=-3)
-    print("Submitted batch job 77")
-elif name == "srun":
-    command = sys.argv[1:]
-    while command[0].startswith("--"):
-        command = command[1 if command[0] == "--unbuffered" else 2:]
-    os.execvp(command[0], command)
-elif name == "squeue":
-    print((place / "queued").read_text() if (place / "queued").exists() else "")
-elif name == "sacct" and (place / "no accounting").exists():
-    sys.exit("Slurm accounting storage is disabled")
-elif name == "sacct":
-    print("JobID|State|NodeList")
-    print("77|RUNNING|here")
-"""
+def test_a_controller_that_is_out_for_a_while_is_asked_again(store, monkeypatch):
+    class Away:
+        def __init__(self, times):
+            self.times = times
 
+        def submit(self, task):
+            self.times -= 1
+            if self.times >= 0:
+                raise FailedSubmissionError("sbatch: error: Unable to contact slurm controller (connect failure)")
+            return "the job"
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A stand-in for Slurm's commands: sbatch runs its script at once."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name in ("sbatch", "srun", "sacct", "scontrol", "squeue"):
-        (folder / name).write_text(f"#!{sys.executable}\n{FAKE}")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("FAKE_SLURM", str(folder))
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
-
-
-def test_what_goes_to_slurm(store, slurm, capsys):
-    """The script as text; and the jobs as the stand-in runs them."""
-    options = ["--slurm", "--partition", "gpu", "--gpus", "2", "--cpus", "6", "--minutes", "90", "--signal", "300"]
-    assert (
-        main(["run", str(TABLES), *ARGUMENTS, *options, "--workers", "5", "-s", "account", "lab", "-s", "hold", ""])
-        == 0
-    )
-    assert "2 runs: 2 done" in capsys.readouterr().out
-    script = (slurm / "script").read_text().splitlines()
-    wanted = (
-        "partition=gpu gpus-per-node=2 cpus-per-task=6 time=90 signal=USR2@300 account=lab hold requeue array=0-1%2"
-    )
-    wanted = [
-        f"#SBATCH --{option}" for option in [*wanted.split(), "ntasks-per-node=1", "open-mode=append", "job-name=sglr"]
-    ]
-    assert set(wanted) <= set(script), script
-    assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in script)
-
-
-def test_what_slurm_does_not_take_is_said(store, slurm, capsys):
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm", "--partition", "gpux"]) == 2
-    assert "UsageError: Slurm does not take the jobs: " in (said := capsys.readouterr().err)
-    assert "invalid partition specified: gpux" in said and not runs.RUNS.joinpath("digits").exists()
-
-
-def test_a_job_that_is_still_queued_is_waited_for_and_not_sent_again(store, slurm, monkeypatch, capsys):
-    """Interrupted after it has sent them, the command names the jobs; called again, it takes them up."""
-
-    def interrupted(those, executor, **how):
-        jobs.hand_over(those, executor)
-        raise KeyboardInterrupt
-
-    send = jobs.send
-    (slurm / "queued").write_text("77")
-    monkeypatch.setattr(jobs, "send", interrupted)
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 130
-    said = capsys.readouterr().err
-    assert "jobs 77_0, 77_1 go on; to end them: scancel 77_0 77_1" in said
-    monkeypatch.setattr(jobs, "send", send)
-    (slurm / "script").unlink()
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 0
-    assert "2 runs: 2 done" in capsys.readouterr().out and not (slurm / "script").exists()
-
-
-def test_slurm_without_accounting_is_refused(store, slurm, capsys):
-    (slurm / "no accounting").touch()
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 2
-    assert "sacct does not answer (Slurm accounting storage is disabled)" in capsys.readouterr().err
-    assert not (slurm / "script").exists()
-
-
-def test_a_controller_that_is_out_for_a_while_is_asked_again(store, slurm, monkeypatch, capsys):
+    tasks, said = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT")), []
     monkeypatch.setattr(jobs, "PAUSE_S", 0)
-    (slurm / "away").touch()
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 0
-    said = capsys.readouterr().out
-    assert "Slurm does not answer, asked again in 0 s: " in said and "2 runs: 2 done" in said
+    assert jobs.hand_over(tasks, Away(2), said.append) == ["the job"]
+    assert len(said) == 2 and "Slurm does not answer, asked again in 0 s: sbatch: error: Unable" in said[0]
     monkeypatch.setattr(jobs, "OUTAGE_S", -1)
-    (slurm / "away").touch()
-    shutil.rmtree(runs.RUNS)
-    assert main(["run", str(TABLES), *ARGUMENTS, "--slurm"]) == 2
-    assert "Unable to contact slurm controller" in capsys.readouterr().err
+    with pytest.raises(FailedSubmissionError):
+        jobs.hand_over(tasks, Away(1), said.append)
 
 
 def test_a_start_without_progress_is_not_queued_again(store):
