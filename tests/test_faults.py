@@ -223,6 +223,64 @@ def test_killed_at_every_step_of_every_write(small, store, tmp_path, fault):
     assert step > 30
 
 
+def filmed(config, film: Path):
+    """Train and judge, and keep what the run's folder holds before each change of it, as a loss of power finds it: of
+    each file its content, and what of it was flushed to the disk.
+    """
+    folder, frames, flushed, fsync, looking = runs.RUNS / config.id, [], {}, os.fsync, threading.Lock()
+
+    def look(event, arguments):
+        changes = event in ("open", "os.rename", "os.remove", "os.link", "fsync")
+        if not changes or not str(arguments[0]).startswith(str(folder)) or not looking.acquire(blocking=False):
+            return  # not while it looks itself
+        files = {}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with open(path, "rb") as file:
+                content, safe = file.read(), flushed.get(os.fstat(file.fileno()).st_ino, b"")
+                files[path.name] = content, safe if content.startswith(safe) else b""  # else another file's, long gone
+        if files not in frames:
+            frames.append(files)
+        looking.release()
+
+    def flush(descriptor):
+        look("fsync", [folder])
+        fsync(descriptor)
+        flushed[os.fstat(descriptor).st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    os.fsync = flush
+    sys.addaudithook(look)
+    trained(config, ["pgd_2"])
+    film.write_bytes(pickle.dumps(frames))
+
+
+def left_by_a_loss_of_power(files: dict[str, tuple[bytes, bytes]]):
+    """Each folder that may be found afterwards: a journal keeps names in order, but of what was not flushed to the disk
+    there may be nothing, zeros or all.
+    """
+    versions = {name: {all_: 0, kept: 0, kept.ljust(len(all_), b"\0"): 0} for name, (all_, kept) in files.items()}
+    for contents in itertools.product(*versions.values()):
+        yield dict(zip(files, contents, strict=True))
+
+
+def test_a_loss_of_power_at_every_moment(small, store, tmp_path, monkeypatch, fault):
+    config = small(epochs=2, arch="cnn4", train_size=20, val_size=10, test_size=10, train_eval_size=10)
+    assert finish(filmed, tmp_path / "whole", config, tmp_path / "film") == 0
+    monkeypatch.setattr(lease, "NAMELESS_S", 0.0)
+    folder, tried = store / "runs" / config.id, []
+    for files in pickle.loads((tmp_path / "film").read_bytes()):
+        for left in left_by_a_loss_of_power(files):
+            if left in tried:
+                continue
+            tried.append(left)
+            folder.mkdir(parents=True)
+            for name, content in left.items():
+                (folder / name).write_bytes(content)
+            trained(config, ["pgd_2"])
+            fault(lost=not same_run(config, tmp_path / "whole", store))
+            shutil.rmtree(folder)
+    assert len(tried) > 50
+
+
 # Disks, files.
 
 
