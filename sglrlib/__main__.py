@@ -188,7 +188,12 @@ def local(asked: argparse.Namespace) -> submitit.LocalExecutor:
 
 
 def job_files() -> Path:
-    """A folder of this call's own: submitit names files after job ids, which come again."""
+    """A folder of this call's own: submitit names files after job ids, which come again.
+
+    Raises UsageError for a % in its path, which submitit would fill in.
+    """
+    if "%" in str(RUNS):
+        raise UsageError(f"SGLR_OUT = '{RUNS.parent}': expected a folder without % in its path, for a grid.")
     return RUNS / ".grid" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
 
 

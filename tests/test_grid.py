@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from shell import execute
 from submitit.core.utils import FailedSubmissionError
 
-from sglrlib import device
+from sglrlib import __main__, device
 from sglrlib.__main__ import main
 from sglrlib.paths import ROOT
 from sglrlib.show import plan
@@ -207,6 +207,7 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
 )
 def test_what_cannot_be_is_said_before_any_work(store, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", "")  # without Slurm, also where it is installed
     try:
         code = main(arguments)
     except SystemExit as end:  # argparse's own
@@ -381,6 +382,12 @@ def test_a_controller_that_is_out_for_a_while_is_asked_again(store, monkeypatch)
     monkeypatch.setattr(jobs, "OUTAGE_S", -1)
     with pytest.raises(FailedSubmissionError):
         jobs.hand_over(tasks, Away(1), said.append)
+
+
+def test_a_place_whose_name_submitit_would_fill_in_is_refused(store, monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "RUNS", store / "100%j" / "runs")
+    assert main(["run", str(TABLES), *ARGUMENTS]) == 2
+    assert f"SGLR_OUT = '{store}/100%j': expected a folder without % in its path" in capsys.readouterr().err
 
 
 def test_a_start_without_progress_is_not_queued_again(store):

@@ -15,6 +15,7 @@ from IPython import get_ipython
 from IPython.display import Pretty, display
 from joblib.externals import loky
 
+from sglrlib import paths
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.device import pick_device
@@ -38,10 +39,13 @@ def parameters(*mine: str) -> tuple[SimpleNamespace, dict]:
     Its own are COMMON, what the parameters cell declares beyond RunConfig's fields and options, and mine, the names of
     such fields that it deals with itself. All others are changes to a recipe, and are left out where they are '', [],
     0 (a whole number) or -1: the recipe's own value. papermill merely warns of a name that it does not know: here that
-    is a UsageError, and so is a wrong type.
+    is a UsageError, and so is a wrong type, or a store that cannot be written.
     """
     namespace = _plan.namespace if _plan else get_ipython().user_ns
-    return read(namespace, namespace["In"], mine)
+    asked = read(namespace, namespace["In"], mine)
+    if not _plan:
+        paths.check_writable()
+    return asked
 
 
 def read(namespace: dict, cells: Iterable[str], mine: Iterable[str] = ()) -> tuple[SimpleNamespace, dict]:
