@@ -108,8 +108,15 @@ def fault(request):
 def pytest_terminal_summary(terminalreporter):
     reports = [report for those in terminalreporter.stats.values() for report in those]
     properties = [p for report in reports if getattr(report, "when", "") == "call" for p in report.user_properties]
-    faults = [lost for name, lost in properties if name == "fault"]
+    faults = {}
+    for report in reports:
+        if found := [lost for name, lost in getattr(report, "user_properties", ()) if name == "fault"]:
+            if report.when == "call":
+                faults.setdefault(report.head_line.split("[")[0], []).extend(found)
+    for test, lost in faults.items():
+        terminalreporter.write_line(f"{len(lost):5}  {test.removeprefix('test_').replace('_', ' ')}")
     if faults:
-        terminalreporter.write_line(f"{len(faults)} faults provoked; something computed was lost in {sum(faults)}")
+        every = [lost for found in faults.values() for lost in found]
+        terminalreporter.write_line(f"{len(every):5}  faults provoked; something computed was lost in {sum(every)}")
     for line in [value for name, value in properties if name == "parameters"]:
         terminalreporter.write_line(line)

@@ -217,6 +217,9 @@ HOSTILE = {
     "NaN under attack": (
         lambda: Around(nan_from(lambda x: ~(x[:, None] == X).all((2, 3, 4)).any(1))), UsageError, "attacked images",
     ),
+    "quantised by torch": (
+        lambda: torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}), UsageError, "no gradient in its images",
+    ),
     "out of memory": (lambda: Around(out_of_memory), torch.OutOfMemoryError, "Tried to allocate 2.00 GiB"),
     "an error of its own": (lambda: Around(unlicensed), RuntimeError, "^the licence has run out$"),
 }  # fmt: skip

@@ -83,6 +83,18 @@ def test_the_speed_is_that_of_the_saved_benchmark():
     assert f"and by {amp} with the update in bf16" in text and f"Rice et al. {rice} in fp32" in text
 
 
+def test_what_is_installed_by_hash_is_what_is_tested():
+    """requirements-hashed.txt has each version of requirements.txt, and nothing without a hash."""
+
+    def pins(name: str) -> dict[str, str]:
+        pairs = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE)
+        return {re.sub("[_.]", "-", package).lower(): version for package, version in pairs}
+
+    plain, hashed = pins("requirements.txt"), pins("requirements-hashed.txt")
+    assert len(plain) > 100 and plain.items() <= hashed.items()
+    assert len(re.findall(r"==.*\\\n    --hash=sha256:", (ROOT / "requirements-hashed.txt").read_text())) == len(hashed)
+
+
 def test_every_link_into_the_repository_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert len(links) > 4

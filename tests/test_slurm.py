@@ -137,8 +137,12 @@ def test_at_its_limit_of_time_a_run_is_queued_again(tmp_path, peace, wait_for, f
     """
     folder, process, number = halted(tmp_path, "kd_at", wait_for)
     sh(f"scontrol update jobid={number} timelimit=1")
-    while "Restarts=0" in state(number):
+
+    def started_again() -> bool:
         sh(f"scancel --signal CONT {number}; scancel --signal STOP {number}; sleep 0.5")
+        return "Restarts=1" in state(number)
+
+    wait_for(started_again, process)
     assert 0 < log.last_epoch(folder) < ASKED["epochs"]
     sh(f"scontrol update jobid={number} timelimit=10")
     fault(lost=not ends_as(process, tmp_path, peace))

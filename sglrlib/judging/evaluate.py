@@ -183,7 +183,8 @@ def refuse(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -
 def refuse_without_gradient(model: nn.Module, x: Tensor) -> None:
     """Raise UsageError where torch cannot differentiate the logits by the images x (N, C, H, W)."""
     with torch.enable_grad():
-        if not model(x.clone().requires_grad_()).requires_grad:
+        logits = model(images := x.clone().requires_grad_())
+        if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
             raise UsageError(
                 "the model's logits have no gradient in its images (no_grad within its forward?), so this attack would "
                 "find nothing: expected a model that torch can differentiate, or a black-box attack, 'square'."
