@@ -24,7 +24,7 @@ from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
 from sglrlib.store import lease
 from sglrlib.studies import readme, registry
-from sglrlib.training import cost, jobs, runs
+from sglrlib.training import cost, jobs, runs, status
 
 AT_LEAST = 60  # seconds that a worker is given
 
@@ -96,7 +96,7 @@ def list_runs(asked: argparse.Namespace) -> int:
         show(plan.tasks(asked.notebook, parameters(asked)), estimate)
         return 0
     counts = Counter()
-    for name, kind, epoch in jobs.whole_store():
+    for name, kind, epoch in status.whole_store():
         counts[kind] += 1
         print(f"{name}  {kind}" + f", epoch {epoch}" * bool(epoch))
     print(f"{RUNS}: {summary(counts)}")
@@ -226,7 +226,7 @@ def show(tasks: list[jobs.Task], estimate: cost.Forecast | None = None) -> None:
 
     What is an estimate has a ~ before it, and the last line says what it rests on.
     """
-    found = jobs.states(tasks, estimate)
+    found = status.states(tasks, estimate)
     width = max([len(task.config.title) for task in tasks], default=0)
     for task, (kind, epoch, left, guessed) in zip(tasks, found, strict=True):
         at = f"epoch {epoch}/{task.config.epochs}" * (kind != "missing")
@@ -245,7 +245,7 @@ def show(tasks: list[jobs.Task], estimate: cost.Forecast | None = None) -> None:
 
 
 def summary(counts: Counter) -> str:
-    return ", ".join(f"{counts[kind]} {kind}" for kind in jobs.KINDS)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in status.KINDS)
 
 
 def clock(seconds: float | None, guessed: bool = False) -> str:

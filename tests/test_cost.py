@@ -20,7 +20,7 @@ from sglrlib.paths import ROOT
 from sglrlib.recipes import recipe, row_recipe
 from sglrlib.show import notebook, plan
 from sglrlib.store import log
-from sglrlib.training import cost, flops, jobs, runs
+from sglrlib.training import cost, flops, jobs, runs, status
 from sglrlib.training.train import run_data, run_model, train
 
 TABLES = ROOT / "notebooks" / "02_main_tables.ipynb"
@@ -200,16 +200,16 @@ def test_what_a_run_has_taken_is_not_estimated(store, rates, capsys):
     (folder / "last.pt").touch()
     asked = {column: wanted.images for wanted in partial_.wanted for column in wanted.columns}
     columns = sum(flops.counted(partial_.config, asked).columns.values()) / RATE.judging
-    found = jobs.states([partial_, missing], cost.Forecast())
+    found = status.states([partial_, missing], cost.Forecast())
     assert [state.guessed for state in found] == [True, True]
     assert [state.left for state in found] == [pytest.approx(2000 + columns), pytest.approx(3000 + columns)]
     (folder / "last.pt").unlink()
     assert partial_() == ""
     rates.clear()
-    assert jobs.states([missing], cost.Forecast())[0].guessed and rates
+    assert status.states([missing], cost.Forecast())[0].guessed and rates
     rates.clear()
-    done, known = jobs.states([partial_, missing], cost.Forecast())
-    assert done == jobs.State("done", 3, 0.0) and not known.guessed and rates == []
+    done, known = status.states([partial_, missing], cost.Forecast())
+    assert done == status.State("done", 3, 0.0) and not known.guessed and rates == []
     assert main(["list", *ARGUMENTS]) == 0 and "~" not in capsys.readouterr().out
 
 
@@ -266,9 +266,9 @@ def test_the_line_says_how_long_all_runs_take(monkeypatch, capsys):
     """From a minute on, and at most every ten seconds it is looked up."""
     now, left, looks = [0.0], [None, 9000.0], []
     monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(jobs, "states", lambda those: looks.append(1) or [SimpleNamespace(left=s) for s in left])
+    monkeypatch.setattr(status, "states", lambda those: looks.append(1) or [SimpleNamespace(left=s) for s in left])
     line = notebook.Line()
-    line.more = jobs.time_left(["one", "another"], at_once=2)
+    line.more = status.time_left(["one", "another"], at_once=2)
     for now[0], left[0] in ((59, 3000.0), (61, None), (69, 3000.0), (72, 3000.0), (80, 0.0)):
         line.update(f"{now[0]} s")
     assert capsys.readouterr().out.splitlines() == [
@@ -279,14 +279,14 @@ def test_the_line_says_how_long_all_runs_take(monkeypatch, capsys):
     ]
     assert len(looks) == 2
     now[0] = 1000.0
-    assert jobs.time_left(["one"])() == ""
+    assert status.time_left(["one"])() == ""
 
 
 @pytest.fixture
 def left(monkeypatch):
     """How many tasks, and how many at once, the line was told of; what is left is LEFT."""
     asked = []
-    monkeypatch.setattr(jobs, "time_left", lambda those, n=1: asked.append((len(those), n)) or (lambda: "; LEFT"))
+    monkeypatch.setattr(status, "time_left", lambda those, n=1: asked.append((len(those), n)) or (lambda: "; LEFT"))
     return asked
 
 

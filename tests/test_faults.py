@@ -33,7 +33,7 @@ from sglrlib.show import notebook, tables
 from sglrlib.store import checkpoint, lease, log, results
 from sglrlib.store.checkpoint import Damaged, StoreError
 from sglrlib.store.results import CHECKPOINTS
-from sglrlib.training import jobs, runs
+from sglrlib.training import jobs, runs, status
 from sglrlib.training.runs import Wanted, attacked
 from sglrlib.training.step import Step
 from sglrlib.training.train import Diverged, train
@@ -53,7 +53,7 @@ def start(function, store: Path, config, *arguments):
 
 def in_store(function, store: Path, flat: dict, *arguments):
     torch.set_num_threads(1)
-    for module in (results, runs, tables, jobs):
+    for module in (results, runs, tables, jobs, status):
         module.RUNS = store / "runs"
     function(make_config(**flat), *arguments)
 
@@ -296,7 +296,7 @@ def test_a_full_disk(small, tmp_path, store, monkeypatch, fault, kind):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "none", full], capture_output=True)
         if mounted.returncode:
             pytest.skip("this machine does not let us mount a small tmpfs; the failing write is tested beside it")
-    for module in (results, runs, tables, jobs):
+    for module in (results, runs, tables, jobs, status):
         monkeypatch.setattr(module, "RUNS", full / "runs")
     try:
         said = []
@@ -556,7 +556,7 @@ def test_a_result_of_another_version_is_named_and_stops_no_other(small, store, c
     said = capsys.readouterr().out
     assert f"failed: {one.id}, whose log.jsonl ends in" in said and "result.json was written by another version" in said
     tasks = jobs.tasks([Wanted(config, attacked(config, ["pgd_2"])) for config in (one, other)])
-    assert [state.kind for state in jobs.states(tasks)] == ["failed", "done"]
+    assert [state.kind for state in status.states(tasks)] == ["failed", "done"]
     fault(lost=not path.exists())
 
 
@@ -651,7 +651,7 @@ def test_stray_files_stop_nothing(small, store, fault):
     (folder / log.LOG).write_text('{"epoch": 7}\n{"epoch": "x", "seconds": 1}\n[1]\nnull\n{"epoch": 1, "sec')
     (runs.RUNS / "a-stray-file").write_text("?")
     assert log.last_epoch(folder) == 0 and log.epoch_seconds(folder) == {}
-    assert [name for name, *_ in jobs.whole_store()] == [config.id]
+    assert [name for name, *_ in status.whole_store()] == [config.id]
     assert len(runs.run(config, (), **SILENT).curve) == 3
     assert (folder / "notes.txt").read_text() == "?"
     fault(lost=not runs.load_model(config))

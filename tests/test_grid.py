@@ -27,8 +27,8 @@ from sglrlib.__main__ import main
 from sglrlib.paths import ROOT
 from sglrlib.show import plan
 from sglrlib.store import lease, log
-from sglrlib.training import jobs, runs
-from sglrlib.training.jobs import State
+from sglrlib.training import jobs, runs, status
+from sglrlib.training.status import State
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES, BLACK_BOX = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_main_tables", "08_black_box"))
@@ -144,7 +144,7 @@ def test_a_task_takes_as_many_threads_as_it_is_given(small):
 
 def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR", seeds=2))
-    assert jobs.states(tasks) == [State("missing", 0, None)] * 4
+    assert status.states(tasks) == [State("missing", 0, None)] * 4
     done, judged, partial, failed = (runs.RUNS / task.config.id for task in tasks)
     assert tasks[0]() == ""
     runs.run(tasks[1].config, ["pgd_2"], device="cpu", say=lambda line: None)
@@ -155,10 +155,10 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
         (folder / "last.pt").touch()
     with open(partial / log.LOG, "a") as file:
         file.write('\n{"epoch": 2, "sec')  # cut off by a kill
-    kinds = [(state.kind, state.epoch) for state in jobs.states(tasks)]
+    kinds = [(state.kind, state.epoch) for state in status.states(tasks)]
     assert kinds == [("done", 3), ("partial", 3), ("partial", 1), ("failed", 1)]
     assert tasks[0].lacking == [] and tasks[1].lacking == ["apgd_ce"]
-    left = [state.left for state in jobs.states(tasks)]
+    left = [state.left for state in status.states(tasks)]
     found = [json.loads((folder / "result.json").read_text())["evaluations"] for folder in (done, judged)]
     entries = [entry for those in found for columns in those.values() for entry in columns.items()]
     spent = {name: fmean(e["seconds"] for column, e in entries if column == name) for name in ("pgd_2", "apgd_ce")}
@@ -173,10 +173,10 @@ def test_states_and_the_time_that_is_left(store, capsys, monkeypatch):
     assert "4 runs: 1 done, 2 partial, 1 failed, 0 missing; 0:" in said
     assert main(["list"]) == 0
     assert "2 done, 1 partial, 1 failed, 0 missing" in capsys.readouterr().out
-    monkeypatch.setattr(jobs, "pick_device", lambda device: "cuda")
+    monkeypatch.setattr(status, "pick_device", lambda device: "cuda")
     for folder in (done, judged):
         (folder / log.LOG).unlink()
-    assert jobs.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's
+    assert status.pace(tasks[0], runs.stored(tasks[0].config)) is None  # a CPU's pace says nothing of a GPU's
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ def test_one_failed_run_neither_stops_the_others_nor_hides(store, capsys, fault)
     assert "cannot be judged here (at chance level: PGD-AT seed 0, PGD-AT+SGLR seed 0)" in table  # two epochs are few
 
     (folder / "last.pt").unlink()
-    assert [state.kind for state in jobs.states(tasks)] == ["done", "failed", "done"]
+    assert [state.kind for state in status.states(tasks)] == ["done", "failed", "done"]
     assert tasks[1]() == ""
-    fault(lost=[state.kind for state in jobs.states(tasks)] != ["done"] * 3)
+    fault(lost=[state.kind for state in status.states(tasks)] != ["done"] * 3)
 
 
 def worker(folder: Path) -> int:
@@ -322,7 +322,7 @@ def test_only_where_nothing_is_lacking_the_command_succeeds(store, monkeypatch, 
 def test_any_executor_will_do_and_a_worker_that_dies_is_noted(store, pool, wait_for, fault):
     tasks = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT, PGD-AT+SGLR"), threads=1)
     assert jobs.send(tasks, pool, say=lambda line: None) == {}
-    assert [state.kind for state in jobs.states(tasks)] == ["done", "done"]
+    assert [state.kind for state in status.states(tasks)] == ["done", "done"]
 
     (late,) = plan.tasks(TABLES, SMALL | dict(rows="PGD-AT+LS", epochs=2000))
     sent = []
@@ -338,7 +338,7 @@ def test_any_executor_will_do_and_a_worker_that_dies_is_noted(store, pool, wait_
         jobs.send([late], Killing(), say=lambda line: None)
     failure = runs.failed(late.config)
     assert failure.startswith(f"failed: {late.config.id}, whose log.jsonl ends in") and "BrokenProcessPool" in failure
-    (state,) = jobs.states([late])
+    (state,) = status.states([late])
     fault(lost=state.kind != "failed" or state.epoch < 1)
 
 

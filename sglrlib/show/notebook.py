@@ -25,7 +25,7 @@ from sglrlib.show import verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
-from sglrlib.training import cost, jobs, runs
+from sglrlib.training import cost, jobs, runs, status
 
 # Parameters of every notebook and their defaults, whether or not its parameters cell shows them.
 COMMON = dict(
@@ -149,7 +149,7 @@ def gather(
     for each in todo:
         each.check()
     failed = side_by_side(todo, say)
-    say.more = jobs.time_left(jobs.tasks(todo))
+    say.more = status.time_left(jobs.tasks(todo))
     for name, each in wanted.items():
         result = None if name in failed else runs.attempt(each, say)
         if result is not None:
@@ -178,7 +178,7 @@ def side_by_side(wanted: list[runs.Wanted], say: "Line") -> dict[str, str]:
     configs = [task.config for task in tasks if "training" in task.lacking]
     if about := cost.announced(configs, pick_device(first.device), first.speed):
         say.update(f"{len(tasks)} runs, {len(at)} at a time{about}")
-    say.more = jobs.time_left(tasks, len(at))
+    say.more = status.time_left(tasks, len(at))
     executor = loky.get_reusable_executor(len(at), timeout=10, env=dict(OMP_NUM_THREADS="1"))
     try:
         return jobs.send(tasks, executor, at=at, say=say)
