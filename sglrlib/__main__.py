@@ -19,9 +19,11 @@ import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sglrlib.checks import UsageError, within
+from sglrlib.config import DEFAULTS
 from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT, RUNS
 from sglrlib.show import plan
+from sglrlib.show.settings import COMMON, HELP
 from sglrlib.store import lease
 from sglrlib.studies import readme, registry
 from sglrlib.training import cost, jobs, runs, status
@@ -75,9 +77,18 @@ def parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="option of sbatch; a VALUE of '' for a flag",
     )
+    explained = commands.add_parser("parameters", help="explain what overrides and -p can change")
+    explained.set_defaults(do=explain_parameters)
     judged = commands.add_parser("claims", help="judge the paper's claims by the committed results, and keep that")
     judged.set_defaults(do=judge_claims)
     return top
+
+
+def explain_parameters(asked: argparse.Namespace) -> int:
+    """Show each parameter with its default: every notebook's, then those of a run, whose recipes may have others."""
+    for name, value in (COMMON | DEFAULTS).items():
+        print(f"{name:16} {value!r:12} {HELP.get(name, '')}")
+    return 0
 
 
 def judge_claims(asked: argparse.Namespace) -> int:

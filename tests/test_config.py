@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -7,12 +8,12 @@ import pytest
 
 import sglrlib
 from sglrlib.checks import UsageError, one_of
-from sglrlib.config import make_config
+from sglrlib.config import DEFAULTS, make_config
 from sglrlib.method.labels import LABELS, VARIANTS
 from sglrlib.method.methods import METHODS
 from sglrlib.paths import PAPER
 from sglrlib.recipes import PAPER_ROWS, RECIPES, ROWS, default_scale, recipe, row_recipe
-from sglrlib.show.notebook import COMMON, read
+from sglrlib.show.settings import COMMON, HELP, overrides, read
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -133,6 +134,43 @@ def test_a_notebooks_parameters():
     assert vars(read(lazily, [""], ["labels"])[0]) == COMMON | mine
     namespace["epochs"] = 9  # a variable of the notebook's own, later
     assert read(namespace, cells, ["labels"])[1] == changes
+
+
+def test_what_overrides_say_is_taken_as_it_stands():
+    """Also 0, -1 and '', which in a cell are the recipe's own; and it wins."""
+    text = "epochs=9, weight_decay=0, schedule=cosine, lr_drops=[0.5], row='b+c', power=2, publish=True"
+    cells = ["epochs: int = 0\nrow: str = 'a'\noverrides: str = ''", f"epochs = 7\noverrides = {text!r}"]
+    namespace = {}
+    for cell in cells:
+        exec(cell, namespace)
+    own, changes = read(namespace, cells, (), dict(power=1.0))
+    assert vars(own) == COMMON | dict(row="b+c", power=2.0, publish=True)
+    assert changes == dict(epochs=9, weight_decay=0.0, schedule="cosine", lr_drops=(0.5,))
+    assert overrides("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr", "overrides = 'lr': expected names and values, each once, such as 'lr=0.05, "),
+        ("lr=", "expected names and values"),
+        ("lr=1)(", "expected names and values"),
+        ("lr=0.1, lr=0.2", "expected names and values"),
+        ("**{'lr': 1}", "expected names and values"),
+        ("rows=PGD-AT", "expected names and values"),
+        ("lr=__import__('os').getpid()", "expected names and values"),
+        ("lrr=0.1", "parameter = 'lrr' is not known. Did you mean 'lr'?"),
+        ("epochs=1.5", "epochs = 1.5 is of type float: expected a whole number"),
+        ("overrides=1", "parameter = 'overrides' is not known"),
+    ],
+)
+def test_wrong_overrides(text, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read(dict(overrides=text), [f"overrides = {text!r}"])
+
+
+def test_every_parameter_has_a_line_of_help():
+    assert HELP.keys() == COMMON.keys() | DEFAULTS.keys() and all(HELP.values())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ def test_every_table_in_the_readme_is_what_the_committed_results_say():
         assert found[1].strip("\n") == part, name
 
 
+def test_what_came_out_stands_at_the_head_of_each_notebook():
+    """Where this fails, python -m sglrlib claims writes it."""
+    for path in readme.NOTEBOOKS:
+        first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        (found,) = re.findall(readme.place("came out"), first, re.DOTALL)
+        assert found[1].strip("\n") == readme.head(path), path.name
+        for target in re.findall(r"\]\(([^)#]+)", readme.head(path)):
+            assert (path.parent / target).exists(), target
+
+
 def test_no_verdict_is_typed():
     """Outside of what is computed, README says of nothing that it holds."""
     typed = README

@@ -1,6 +1,5 @@
-"""A notebook's parameters: read from its parameters cell and from what papermill injected, and checked."""
+"""What a notebook's cells call: its parameters, the runs that it asks for, and how they are shown."""
 
-import ast
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -16,79 +15,29 @@ from IPython.display import Pretty, display
 from joblib.externals import loky
 
 from sglrlib import paths
-from sglrlib.checks import UsageError, one_of, same_type, within
+from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.device import pick_device
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
-from sglrlib.show import verdicts
+from sglrlib.show import settings, verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
 from sglrlib.training import cost, jobs, runs, status
 
-# Parameters of every notebook and their defaults, whether or not its parameters cell shows them.
-COMMON = dict(
-    scale="", variant="release", seed=0, seeds=1, train=True, device="", speed="fast", publish=False
-)  # fmt: skip
 
+def parameters(*mine: str, **hidden: Any) -> tuple[SimpleNamespace, dict]:
+    """What the parameters cell, its overrides and papermill give, checked: the notebook's own parameters, and the
+    changes to a recipe, see settings.read(). hidden: parameters of its own that the cell does not show, by default.
 
-def parameters(*mine: str) -> tuple[SimpleNamespace, dict]:
-    """What the parameters cell and papermill give, checked: the notebook's own parameters, and the changes to a recipe.
-
-    Its own are COMMON, what the parameters cell declares beyond RunConfig's fields and options, and mine, the names of
-    such fields that it deals with itself. All others are changes to a recipe, and are left out where they are '', [],
-    0 (a whole number) or -1: the recipe's own value. papermill merely warns of a name that it does not know: here that
-    is a UsageError, and so is a wrong type, or a store that cannot be written.
+    Raises UsageError for a name or value that cannot be right, or a store that cannot be written.
     """
     namespace = _plan.namespace if _plan else get_ipython().user_ns
-    asked = read(namespace, namespace["In"], mine)
+    asked = settings.read(namespace, namespace["In"], mine, hidden)
     if not _plan:
         paths.check_writable()
     return asked
-
-
-def read(namespace: dict, cells: Iterable[str], mine: Iterable[str] = ()) -> tuple[SimpleNamespace, dict]:
-    """parameters() of a given namespace and cells; an unknown name is also removed, so that a corrected cell works.
-
-    Only cells that do nothing but assign literals count: the parameters cell, where names are declared with a type, and
-    the one that papermill injects. Where cells are not kept, as under nbval, the namespace has what is declared.
-    """
-    assigned = [(name, value) for cell in cells for name, value in literals_assigned(cell) if name in namespace]
-    lazy = namespace.get("__annotate__", lambda form: {})  # from Python 3.14 on
-    annotated = namespace.get("__annotations__") or lazy(1)
-    declared = {name: namespace[name] for name in annotated if name in namespace}
-    given, first = declared | dict(assigned), dict(reversed(assigned))
-    examples = COMMON | {name: first.get(name, value) for name, value in declared.items()} | DEFAULTS
-    for name in [name for name in given if name not in examples]:
-        if not is_left_to_recipe(given[name]):  # else it may be the option of a rule or method that is no longer there
-            namespace.pop(name)
-            one_of("parameter", name, examples)
-        given.pop(name)
-    given = {name: same_type(name, value, as_tuple(examples[name])) for name, value in given.items()}
-    own = [name for name in given if name in {*COMMON, *mine} or name not in DEFAULTS]
-    changes = {name: value for name, value in given.items() if name not in own and not is_left_to_recipe(value)}
-    return SimpleNamespace(**(COMMON | {name: given[name] for name in own})), changes
-
-
-def as_tuple(value: Any) -> Any:
-    """A list as a tuple, anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def is_left_to_recipe(value: object) -> bool:
-    """Whether a value stands for the recipe's own: '', [] or (), 0 as a whole number, -1."""
-    return value in ("", (), -1) or (type(value) is int and value == 0)
-
-
-def literals_assigned(cell: str) -> list[tuple[str, object]]:
-    """The names that a cell assigns and their values, if all it does is assign literals to names."""
-    try:
-        values = [(statement, ast.literal_eval(statement.value)) for statement in ast.parse(cell).body]
-    except (SyntaxError, ValueError, AttributeError):
-        return []
-    targets = [(getattr(s, "targets", None) or [getattr(s, "target", None)], value) for s, value in values]
-    return [(target.id, value) for those, value in targets for target in those if isinstance(target, ast.Name)]
 
 
 def seeds_of(own: SimpleNamespace) -> range:

@@ -1,8 +1,9 @@
-"""The parts of README that are made from committed results, between '<!-- name -->' and '<!-- end of name -->'."""
+"""What README and notebooks have from committed results, between "<!-- name -->" and "<!-- end of name -->"."""
 
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 from sglrlib.paths import ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
@@ -11,16 +12,41 @@ from sglrlib.store.results import Result
 from sglrlib.studies import registry
 
 README = ROOT / "README.md"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def write() -> None:
-    """Put each part of parts() into its place. Raises ValueError where README has no such place."""
+    """Put each part of parts() into README, and what came out, head(), into the first cell of each notebook."""
     text = README.read_text()
     for name, part in parts().items():
-        text, found = re.subn(place(name), lambda m, part=part: f"{m[1]}\n{part}\n\n{m[3]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"{README} has {found} places for {name!r}: expected one.")
+        text = filled(text, name, part)
     README.write_text(text)
+    for path in NOTEBOOKS:
+        values = json.loads(path.read_text())
+        first = values["cells"][0]
+        first["source"] = filled("".join(first["source"]), "came out", head(path)).splitlines(keepends=True)
+        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def filled(text: str, name: str, part: str) -> str:
+    """A text with a part put into its place. Raises ValueError where there is not one such place."""
+    text, found = re.subn(place(name), lambda m: f"{m[1]}\n{part}\n\n{m[3]}", text, flags=re.DOTALL)
+    if found != 1:
+        raise ValueError(f"there are {found} places for {name!r}: expected one.")
+    return text
+
+
+def head(path: Path) -> str:
+    """What came out of a notebook's claims, its figure where there is one of more than digits, and the way on."""
+    parts, at = [], NOTEBOOKS.index(path)
+    if claims := registry.came_out(path.stem[:2]):
+        parts.append(f"**What came out** of the committed results, seeds and 95 % intervals beside it:\n\n{claims}")
+    for figure in sorted((ROOT / "figures").glob(f"{path.stem}_cifar*_small*.png")):
+        where = figure.stem.removeprefix(f"{path.stem}_").replace("_", ", ")
+        parts.append(f"![{path.stem[3:].replace('_', ' ')}: {where}](../figures/{figure.name})")
+    links = [f"← [{other.stem}]({other.name})" for other in NOTEBOOKS[:at][-1:]]
+    links += [f"→ [{other.stem}]({other.name})" for other in NOTEBOOKS[at + 1 :][:1]]
+    return "\n\n".join([*parts, " · ".join([*links, "[all notebooks](../README.md#what-is-reproduced)"])])
 
 
 def place(name: str) -> str:

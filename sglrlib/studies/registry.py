@@ -212,15 +212,46 @@ def of_notebook(number: str) -> pd.DataFrame:
 
 def summary() -> str:
     """The claims for README, a table in Markdown: the paper's words, and at each scale how often they hold."""
-    found, claims = kept(), known()
     lines = [f"| the paper's claim | {' | '.join(SCALES.values())} | notebook |", "|---" * (len(SCALES) + 2) + "|"]
+    for name, claim in known().iterrows():
+        cells = [in_short(kept_of(name, scale)) or "no result" for scale in SCALES.values()]
+        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | {claim.notebook} |")
+    return "\n".join(lines)
+
+
+def came_out(number: str) -> str:
+    """What the committed results say of a notebook's claims, a table in Markdown with the scales that have results; ''
+    for a notebook without claims.
+    """
+    claims = known().query("notebook == @number")
+    scales = [scale for scale in SCALES.values() if any(len(kept_of(name, scale)) for name in claims.index)]
+    if claims.empty:
+        return ""
+    lines = [f"| the paper's claim | {' | '.join(scales)} |", "|---" * (len(scales) + 1) + "|"]
     for name, claim in claims.iterrows():
         cells = []
-        for scale in SCALES.values():
-            verdicts = list(found.verdict[(found.id == name) & (found.scale == scale)])
-            counts = [f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts)]
-            alike = len(set(verdicts)) == 1
-            cells.append(verdicts[0] if alike else ", ".join(counts) or "no result")
-        words = f"“{claim.claim}” ({claim.loc['where']})" if not claim.claim.startswith("(") else claim.claim
-        lines.append(f"| {words} | {' | '.join(cells)} | {claim.notebook} |")
+        for of_scale in (kept_of(name, scale) for scale in scales):
+            effects = "" if len(of_scale) != 1 else " " + of_scale["effect (95 %)"].iloc[0].strip()
+            seeds = "" if of_scale.empty else f"; seeds: {', '.join(map(str, dict.fromkeys(of_scale.seeds)))}"
+            cells.append(f"**{in_short(of_scale)}**{effects}{seeds}" if len(of_scale) else "no result")
+        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kept_of(name: str, scale: str) -> pd.DataFrame:
+    """The rows of kept() on a claim at a scale."""
+    found = kept()
+    return found[(found.id == name) & (found.scale == scale)]
+
+
+def in_short(found: pd.DataFrame) -> str:
+    """Verdicts as 'holds', or 'holds 2 of 4, open 2 of 4'; '' where there are none."""
+    verdicts = list(found.verdict)
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return ", ".join(f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts))
+
+
+def quoted(claim: pd.Series) -> str:
+    """A claim in the paper's words and where they stand; ours, in brackets, as they are."""
+    return claim.claim if claim.claim.startswith("(") else f"“{claim.claim}” ({claim.loc['where']})"

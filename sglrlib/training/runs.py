@@ -321,9 +321,11 @@ def suspected(config: RunConfig, which: str = "best", *, images: int = 200, devi
     return suspect(load_model(config, which, device), test.x(), test.y, config.eps_255 / 255)
 
 
-def holds(config: RunConfig) -> bool:
-    """Whether the networks of a run are at hand: in its checkpoints, or committed below data/weights."""
-    return (RUNS / config.id / "last.pt").exists() or committed_weights(config, "last").exists()
+def holds(config: RunConfig) -> str:
+    """Whose networks of a run load_model() gives: 'trained here', 'committed below data/weights', '' for none."""
+    if (RUNS / config.id / "last.pt").exists():
+        return "trained here"
+    return "committed below data/weights" * committed_weights(config, "last").exists()
 
 
 def committed_weights(config: RunConfig, which: str) -> Path:
