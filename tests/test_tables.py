@@ -1,12 +1,14 @@
 import csv
 import math
 
+import pandas as pd
 import pytest
 import torch
 
 from sglrlib.paths import PAPER
 from sglrlib.recipes import recipe
 from sglrlib.show.tables import (
+    as_in_paper,
     beside_paper,
     column_title,
     interval,
@@ -99,6 +101,21 @@ def test_another_protocol_is_shown_with_a_star_and_no_difference(changes):
 def test_what_was_not_measured_is_missing_and_not_zero():
     table = beside_paper({"PGD-AT": [result("hard", 500, 500, 1, 1)]}, ("autoattack",))
     assert table.iloc[0][["accuracy", "ours", "n"]].tolist() == ["AutoAttack", "missing", "–"]
+
+
+def test_the_papers_layout():
+    runs = [result("hard", 500 + 10 * s, 410, 100 + 10 * s, 10, dataset="cifar10", seed=s) for s in (0, 1, 2)]
+    guided = result("self_guided", 800, 800, 1, 1, dataset="cifar10", columns=["natural"])
+    long = beside_paper({"PGD-AT": runs, "PGD-AT+SGLR": [guided]})
+    failed = dict.fromkeys(long.columns, "–") | dict(method="AWP", accuracy="seed 2", ours="failed")
+    table = as_in_paper(pd.concat([long, pd.DataFrame([failed])]))
+    assert [*table.columns[:3]] == [("Natural, 1000 images", name) for name in ("Best", "Final", "Diff")]
+    row = table.loc[("PGD-AT", "ours, seeds: 3"), "PGD-20, 1000 images"]
+    assert [*row] == [*long[long.accuracy.str.startswith("PGD-20 ")].ours[:3]] and row["Best"] == "51.0 ± 1.0"
+    assert table.loc[("PGD-AT", "paper"), ("PGD-20, 1000 images", "Best")] == "50.7"
+    assert table.loc[("PGD-AT", "ours - paper"), ("PGD-20, 1000 images", "Best")] == "+0.3"
+    assert table.loc[("PGD-AT+SGLR", "ours"), ("PGD-20", "Best")] == "missing"
+    assert "failed" in set(table.loc[("AWP", "seed 2")])
 
 
 def test_a_slip_of_the_paper_is_marked():

@@ -20,7 +20,7 @@ from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.device import pick_device
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
-from sglrlib.show import settings, verdicts
+from sglrlib.show import settings, tables, verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
@@ -170,11 +170,32 @@ def show_claims(found: Sequence[Claim], needs: str) -> None:
     print(verdicts.note(found))
 
 
+def show_beside_paper(
+    found: dict[str, list[Result]], columns: Iterable[str] = ("natural", "pgd_20"), wanted: Iterable[RunConfig] = ()
+) -> None:  # fmt: skip
+    """Show results in the layout of the paper's tables, its numbers below ours; see tables.beside_paper()."""
+    long = tables.beside_paper(found, columns, wanted)
+    show_table(tables.as_in_paper(long))
+    for mark, meaning in MARKS.items():
+        if long.paper.str.contains(mark, regex=False).any():
+            print(mark, meaning)
+
+
+MARKS = {
+    "*": "another protocol than ours, or (where the paper has none) ResNet-18 on CIFAR-10, so no difference is taken",
+    "†": "not the paper's Best minus its Final",
+}
+
+
 def show_table(table: pd.DataFrame) -> None:
-    """Show a table with all its rows, columns and words; or that there is nothing in it."""
+    """Show a table with all its rows, columns and words; or that there is nothing in it. Where its rows have no names,
+    the first column names them.
+    """
     if table.empty:
         print("none yet")
         return
+    if isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(table.columns[0])
     whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 250]
     with pd.option_context(*whole):
         display(table)

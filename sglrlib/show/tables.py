@@ -128,6 +128,29 @@ def beside_paper(
     return pd.DataFrame(rows, columns=headers)
 
 
+def as_in_paper(long: pd.DataFrame) -> pd.DataFrame:
+    """beside_paper() in the paper's layout: Best, Final and Diff of each accuracy side by side; below each other ours,
+    its interval, the paper's, and the difference where one is taken.
+    """
+    wide: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for row in long.to_dict("records"):
+        accuracy, _, checkpoint = row["accuracy"].rpartition(" ")
+        if row["ours"] == "failed":
+            wide[row["method"], row["accuracy"]] = {("", ""): "failed"}
+        elif row["ours"] == "missing":
+            wide.setdefault((row["method"], "ours"), {})[row["accuracy"], "Best"] = "missing"
+        else:
+            images, _, seeds = row["n"].partition(" x ")
+            lines = {f"ours, seeds: {seeds}": "ours", "95 %": "95 %", "paper": "paper", "ours - paper": "difference"}
+            for name, of in lines.items():
+                if of != "difference" or row[of] != "–":
+                    at = f"{accuracy}, {images} images", checkpoint.capitalize()
+                    wide.setdefault((row["method"], name), {})[at] = row[of]
+    columns = pd.MultiIndex.from_tuples(dict.fromkeys(at for row in wide.values() for at in row))
+    table = pd.DataFrame([[row.get(at, "") for at in columns] for row in wide.values()], columns=columns)
+    return table.set_axis(pd.MultiIndex.from_tuples(wide, names=["method", ""]))
+
+
 def marked(label: str, those: list[Result]) -> str:
     """A row's label, which says how many of its runs end at chance level, if any does."""
     guessing = sum(run.at_chance for run in those)
