@@ -114,7 +114,7 @@ def test_the_papers_layout():
     assert [*row] == [*long[long.accuracy.str.startswith("PGD-20 ")].ours[:3]] and row["Best"] == "51.0 ± 1.0"
     assert table.loc[("PGD-AT", "paper"), ("PGD-20, 1000 images", "Best")] == "50.7"
     assert table.loc[("PGD-AT", "ours - paper"), ("PGD-20, 1000 images", "Best")] == "+0.3"
-    assert table.loc[("PGD-AT+SGLR", "ours"), ("PGD-20", "Best")] == "missing"
+    assert table.loc[("PGD-AT+SGLR", "ours, seeds: 1"), ("PGD-20", "Best")] == "missing"
     assert "failed" in set(table.loc[("AWP", "seed 2")])
 
 

@@ -196,7 +196,7 @@ def show_table(table: pd.DataFrame) -> None:
         return
     if isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
-    whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 250]
+    whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 1000]
     with pd.option_context(*whole):
         display(table)
 

@@ -133,19 +133,20 @@ def as_in_paper(long: pd.DataFrame) -> pd.DataFrame:
     its interval, the paper's, and the difference where one is taken.
     """
     wide: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    for row in long.to_dict("records"):
+    rows = long.to_dict("records")
+    seeds = {row["method"]: f"ours, seeds: {row['n'].partition(' x ')[2]}" for row in rows if row["n"] != "–"}
+    for row in rows:
         accuracy, _, checkpoint = row["accuracy"].rpartition(" ")
-        if row["ours"] == "failed":
-            wide[row["method"], row["accuracy"]] = {("", ""): "failed"}
-        elif row["ours"] == "missing":
-            wide.setdefault((row["method"], "ours"), {})[row["accuracy"], "Best"] = "missing"
-        else:
-            images, _, seeds = row["n"].partition(" x ")
-            lines = {f"ours, seeds: {seeds}": "ours", "95 %": "95 %", "paper": "paper", "ours - paper": "difference"}
-            for name, of in lines.items():
-                if of != "difference" or row[of] != "–":
-                    at = f"{accuracy}, {images} images", checkpoint.capitalize()
-                    wide.setdefault((row["method"], name), {})[at] = row[of]
+        at, ours = (f"{accuracy}, {row['n'].partition(' ')[0]} images", checkpoint.capitalize()), row["ours"]
+        lines = {seeds.get(row["method"], "ours"): ours, "95 %": row["95 %"], "paper": row["paper"]}
+        if ours == "failed":
+            at, lines = ("", ""), {row["accuracy"]: ours}
+        elif ours == "missing":
+            at, lines = (row["accuracy"], "Best"), dict(list(lines.items())[:1])
+        elif row["difference"] != "–":
+            lines["ours - paper"] = row["difference"]
+        for name, value in lines.items():
+            wide.setdefault((row["method"], name), {})[at] = value
     columns = pd.MultiIndex.from_tuples(dict.fromkeys(at for row in wide.values() for at in row))
     table = pd.DataFrame([[row.get(at, "") for at in columns] for row in wide.values()], columns=columns)
     return table.set_axis(pd.MultiIndex.from_tuples(wide, names=["method", ""]))
