@@ -18,7 +18,7 @@ from sglrlib.method.attacks import named_attack
 from sglrlib.method.models import build_model
 from sglrlib.paths import ROOT
 from sglrlib.recipes import recipe, row_recipe
-from sglrlib.show import notebook, plan
+from sglrlib.show import notebook, plan, settings
 from sglrlib.store import log
 from sglrlib.training import cost, flops, jobs, runs, status
 from sglrlib.training.train import run_data, run_model, train
@@ -291,14 +291,14 @@ def left(monkeypatch):
 
 
 def test_gather_shows_what_is_left_of_runs_one_after_another(small, store, left, capsys):
-    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**settings.COMMON))
     assert "PGD-AT+SGLR seed 1: 4 epochs on cpu; LEFT\n" in capsys.readouterr().out and left == [(2, 1)]
 
 
 def test_gather_announces_runs_side_by_side(small, store, left, monkeypatch, two_workers, capsys):
     monkeypatch.setattr(cost, "WORTH_MEASURING", 0)
     monkeypatch.setattr(cost, "rate", lambda *_: cost.Rate(1e6, 1e6))
-    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**notebook.COMMON))
+    notebook.gather({"both": [small(seed=0), small(seed=1)]}, SimpleNamespace(**settings.COMMON))
     said = capsys.readouterr().out
     assert re.match(r"2 runs, 2 at a time, about \d+ min \([\d.]+ GFLOP, counted\)\n", said) and "; LEFT\n" in said
     assert left[0] == (2, 2)

@@ -19,20 +19,20 @@ def write() -> None:
     """Put each part of parts() into README, and what came out, head(), into the first cell of each notebook."""
     text = README.read_text()
     for name, part in parts().items():
-        text = filled(text, name, part)
+        text = filled(text, name, part, README)
     README.write_text(text)
     for path in NOTEBOOKS:
         values = json.loads(path.read_text())
         first = values["cells"][0]
-        first["source"] = filled("".join(first["source"]), "came out", head(path)).splitlines(keepends=True)
+        first["source"] = filled("".join(first["source"]), "came out", head(path), path).splitlines(keepends=True)
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
-def filled(text: str, name: str, part: str) -> str:
-    """A text with a part put into its place. Raises ValueError where there is not one such place."""
+def filled(text: str, name: str, part: str, path: Path) -> str:
+    """A file's text with a part put into its place. Raises ValueError where there is not one such place."""
     text, found = re.subn(place(name), lambda m: f"{m[1]}\n{part}\n\n{m[3]}", text, flags=re.DOTALL)
     if found != 1:
-        raise ValueError(f"there are {found} places for {name!r}: expected one.")
+        raise ValueError(f"{path} has {found} places for {name!r}: expected one.")
     return text
 
 
