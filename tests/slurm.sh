@@ -10,7 +10,7 @@
 # The machines n1 and n2 are namespaces: each has its own host name and its own process numbers. Jobs of the partition
 # high send those of the default one, low, back into the queue.
 set -euo pipefail
-place=/tmp/slurm-of-two  # not below a home: the database and munged are no root
+place=/tmp/slurm-of-two  # not below a home folder, which the users mysql and munge may not enter
 database="$place/database/socket"
 
 main() {
