@@ -313,6 +313,24 @@ def test_a_worker_that_dies_is_replaced_as_long_as_there_is_progress(store, epoc
     fault(lost=log.last_epoch(runs.RUNS / task.config.id) < (3 if ends else sum(epochs)))
 
 
+def test_a_job_that_slurm_has_queued_again_is_waited_for(store, monkeypatch):
+    """After the loss of its machine it counts as failed until it starts elsewhere; it is not sent a second time."""
+    lost, again, sent = Future(), Future(), []
+    lost.set_exception(RuntimeError("has not produced any output (state: NODE_FAIL)"))
+    again.set_result("")
+    in_queue = iter([None, lost, lost, again])  # when it is handed over, and each time it seems dead
+    monkeypatch.setattr(jobs, "queued", lambda task: next(in_queue))
+    monkeypatch.setattr(jobs, "PAUSE_S", 0)
+
+    class Losing:
+        def submit(self, task):
+            sent.append(task)
+            return lost
+
+    assert jobs.send(plan.tasks(TABLES, SMALL | dict(rows="PGD-AT")), Losing(), say=lambda line: None) == {}
+    assert len(sent) == 1 and next(in_queue, "all asked") == "all asked"
+
+
 def test_only_where_nothing_is_lacking_the_command_succeeds(store, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "send", lambda *_, **__: {})
     assert main(["run", str(TABLES), *ARGUMENTS]) == 1

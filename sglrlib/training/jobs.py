@@ -160,6 +160,10 @@ def send(
         waiting, free = [task for task in waiting if task not in ready], free[len(ready) :]
         for task, place, future in [entry for entry in running if entry[2].done()]:
             running.remove((task, place, future))
+            if died(future) and (again := queued(task)):  # Slurm has lost the job's machine, and queued it again
+                running.append((task, place, again))
+                time.sleep(PAUSE_S)
+                continue
             free.append(place)
             if died(future):
                 before, reached[task.config.id] = reached[task.config.id], how_far(task)
