@@ -212,9 +212,10 @@ def of_notebook(number: str) -> pd.DataFrame:
 
 def summary() -> str:
     """The claims for README, a table in Markdown: the paper's words, and at each scale how often they hold."""
+    found = kept()
     lines = [f"| the paper's claim | {' | '.join(SCALES.values())} | notebook |", "|---" * (len(SCALES) + 2) + "|"]
     for name, claim in known().iterrows():
-        cells = [in_short(kept_of(name, scale)) or "no result" for scale in SCALES.values()]
+        cells = [in_short(verdicts_on(name, scale, found)) or "no result" for scale in SCALES.values()]
         lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | {claim.notebook} |")
     return "\n".join(lines)
 
@@ -223,14 +224,14 @@ def came_out(number: str) -> str:
     """What the committed results say of a notebook's claims, a table in Markdown with the scales that have results; ''
     for a notebook without claims.
     """
-    claims = known().query("notebook == @number")
-    scales = [scale for scale in SCALES.values() if any(len(kept_of(name, scale)) for name in claims.index)]
+    claims, found = known().query("notebook == @number"), kept()
     if claims.empty:
         return ""
+    scales = [scale for scale in SCALES.values() if any(len(verdicts_on(name, scale, found)) for name in claims.index)]
     lines = [f"| the paper's claim | {' | '.join(scales)} |", "|---" * (len(scales) + 1) + "|"]
     for name, claim in claims.iterrows():
         cells = []
-        for of_scale in (kept_of(name, scale) for scale in scales):
+        for of_scale in (verdicts_on(name, scale, found) for scale in scales):
             effects = "" if len(of_scale) != 1 else " " + of_scale["effect (95 %)"].iloc[0].strip()
             seeds = "" if of_scale.empty else f"; seeds: {', '.join(map(str, dict.fromkeys(of_scale.seeds)))}"
             cells.append(f"**{in_short(of_scale)}**{effects}{seeds}" if len(of_scale) else "no result")
@@ -238,9 +239,8 @@ def came_out(number: str) -> str:
     return "\n".join(lines)
 
 
-def kept_of(name: str, scale: str) -> pd.DataFrame:
+def verdicts_on(name: str, scale: str, found: pd.DataFrame) -> pd.DataFrame:
     """The rows of kept() on a claim at a scale."""
-    found = kept()
     return found[(found.id == name) & (found.scale == scale)]
 
 
