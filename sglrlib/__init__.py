@@ -4,8 +4,8 @@ from importlib import import_module
 
 # The face: each name's module is imported when it is first used.
 _HOMES = dict(
-    recipe="recipes", run="training.runs", load_model="training.runs", export="training.runs", judge="judging.report",
-    register="doors",
+    recipe="recipes", run="training.runs", load_model="training.networks", export="training.networks",
+    judge="judging.report", register="doors",
 )  # fmt: skip
 __all__ = ["export", "judge", "load_model", "recipe", "register", "run"]
 

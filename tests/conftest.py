@@ -14,7 +14,7 @@ from sglrlib.show import tables
 from sglrlib.source import CODE
 from sglrlib.store import results
 from sglrlib.studies import registry
-from sglrlib.training import jobs, runs, status
+from sglrlib.training import jobs, networks, runs, status
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 SMALL = dict(
@@ -31,12 +31,12 @@ def small():
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty store of runs, figures and committed results, below a temporary folder; for child processes too."""
-    for module in (results, runs, tables, jobs, status, __main__, paths):
+    for module in (results, runs, networks, tables, jobs, status, __main__, paths):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "OUT", tmp_path)
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(runs, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr(registry, "VERDICTS", tmp_path / "results" / "claims.csv")
     monkeypatch.setenv("SGLR_OUT", str(tmp_path))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # runs in this process, not beside it

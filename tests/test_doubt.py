@@ -19,7 +19,8 @@ from sglrlib.studies.doubt import (
     left_out,
     refined_labels,
 )
-from sglrlib.training.runs import load_model, run
+from sglrlib.training.networks import load_model
+from sglrlib.training.runs import run
 from sglrlib.training.train import run_data
 
 SILENT = dict(device="cpu", say=lambda line: None)

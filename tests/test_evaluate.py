@@ -22,7 +22,8 @@ from sglrlib.method.models import build_model
 from sglrlib.paths import RESULTS
 from sglrlib.store.results import pack_shares, unpack_shares
 from sglrlib.training import runs
-from sglrlib.training.runs import Wanted, load_model, run, transferred, with_confidence
+from sglrlib.training.networks import load_model
+from sglrlib.training.runs import Wanted, run, transferred, with_confidence
 from sglrlib.training.train import run_data
 
 SILENT = dict(say=lambda line: None)

@@ -23,7 +23,8 @@ from sglrlib.method.models import build_model
 from sglrlib.recipes import recipe
 from sglrlib.store import checkpoint
 from sglrlib.training.measure import diagnose, look
-from sglrlib.training.runs import load_model, run
+from sglrlib.training.networks import load_model
+from sglrlib.training.runs import run
 from sglrlib.training.train import first_step, run_data, run_model, train
 
 # 5 batches of 8 and one of 3 in an epoch: more than WARM_UP, so that the first epoch ends in replays.

@@ -33,7 +33,7 @@ from sglrlib.show import notebook, tables
 from sglrlib.store import checkpoint, lease, log, results
 from sglrlib.store.checkpoint import Damaged, StoreError
 from sglrlib.store.results import CHECKPOINTS
-from sglrlib.training import jobs, runs, status
+from sglrlib.training import jobs, networks, runs, status
 from sglrlib.training.runs import Wanted, attacked
 from sglrlib.training.step import Step
 from sglrlib.training.train import Diverged, train
@@ -53,7 +53,7 @@ def start(function, store: Path, config, *arguments):
 
 def in_store(function, store: Path, flat: dict, *arguments):
     torch.set_num_threads(1)
-    for module in (results, runs, tables, jobs, status):
+    for module in (results, runs, networks, tables, jobs, status):
         module.RUNS = store / "runs"
     function(make_config(**flat), *arguments)
 
@@ -296,7 +296,7 @@ def test_a_full_disk(small, tmp_path, store, monkeypatch, fault, kind):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "none", full], capture_output=True)
         if mounted.returncode:
             pytest.skip("this machine does not let us mount a small tmpfs; the failing write is tested beside it")
-    for module in (results, runs, tables, jobs, status):
+    for module in (results, runs, networks, tables, jobs, status):
         monkeypatch.setattr(module, "RUNS", full / "runs")
     try:
         said = []
@@ -476,8 +476,8 @@ def test_a_best_checkpoint_that_is_damaged_later_on(small, store, fault):
     best = folder / f"best-{result.best_epoch}.pt"
     best.write_bytes(best.read_bytes()[:-7])
     with pytest.raises(Damaged, match=f"{best} is damaged"):
-        runs.load_model(config, "best")
-    assert not runs.load_model(config, "last").training
+        networks.load_model(config, "best")
+    assert not networks.load_model(config, "last").training
     fault(lost=runs.run(config, (), say=pytest.fail) != result)
 
 
@@ -635,10 +635,10 @@ def test_another_runs_checkpoint_is_not_taken(small, store, fault):
     (best,) = (runs.RUNS / one.id).glob("best-*.pt")
     shutil.copy(best, folder / f"best-{last['best']}.pt")
     with pytest.raises(Damaged, match="is of another run"):
-        runs.load_model(other, "best")
+        networks.load_model(other, "best")
     with pytest.raises(Damaged, match="is of another run"):
         checkpoint.restore(folder, other.id, {})
-    fault(lost=not runs.load_model(one))
+    fault(lost=not networks.load_model(one))
 
 
 def test_stray_files_stop_nothing(small, store, fault):
@@ -654,7 +654,7 @@ def test_stray_files_stop_nothing(small, store, fault):
     assert [name for name, *_ in status.whole_store()] == [config.id]
     assert len(runs.run(config, (), **SILENT).curve) == 3
     assert (folder / "notes.txt").read_text() == "?"
-    fault(lost=not runs.load_model(config))
+    fault(lost=not networks.load_model(config))
 
 
 # Numbers, clocks, other processes.

@@ -17,7 +17,8 @@ from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import calibration, overfitting, phases, separability, sweep
 from sglrlib.training import jobs
-from sglrlib.training.runs import load_model, run
+from sglrlib.training.networks import load_model
+from sglrlib.training.runs import run
 from sglrlib.training.train import run_data
 
 

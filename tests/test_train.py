@@ -23,8 +23,9 @@ from sglrlib.method.models import build_model
 from sglrlib.recipes import ROWS
 from sglrlib.store import checkpoint, log, results
 from sglrlib.store.results import publish, stored
-from sglrlib.training import runs
-from sglrlib.training.runs import export, load_model, run
+from sglrlib.training import networks, runs
+from sglrlib.training.networks import export, load_model
+from sglrlib.training.runs import run
 from sglrlib.training.step import training_attack
 from sglrlib.training.train import Diverged, best_epoch, by_size, first_step, run_data, run_model, train
 
@@ -306,10 +307,10 @@ def test_any_run_is_one_line_away_from_other_tools(small, store):
 def test_committed_weights_are_taken_where_the_run_was_never_made(small, store, monkeypatch):
     config, x = small(arch="bn_cnn8"), torch.rand(3, 1, 8, 8)
     run(config, **SILENT)
-    runs.keep_weights(config)
+    networks.keep_weights(config)
     expected = [load_model(config, which)(x) for which in ("best", "last")]
-    monkeypatch.setattr(runs, "RUNS", store / "elsewhere")
-    assert runs.holds(config) and not runs.holds(small())
+    monkeypatch.setattr(networks, "RUNS", store / "elsewhere")
+    assert networks.holds(config) and not networks.holds(small())
     for which, logits in zip(("best", "last"), expected, strict=True):
         assert torch.equal(load_model(config, which)(x), logits)
     assert not torch.equal(*expected)
@@ -321,7 +322,7 @@ def test_committed_weights_are_taken_where_the_run_was_never_made(small, store, 
 def test_published_results_are_found_without_runs(small, store, monkeypatch):
     result = run(small(), **SILENT)
     publish(result)
-    for module in (results, runs):
+    for module in (results, runs, networks):
         monkeypatch.setattr(module, "RUNS", store / "elsewhere")
     assert run(small(), train_missing=False) == result
     assert stored(small()) is None

@@ -20,7 +20,7 @@ from sglrlib.paths import RESULTS
 from sglrlib.show.verdicts import Claim, judged
 from sglrlib.store import checkpoint
 from sglrlib.store.results import pack, pack_shares, unpack, unpack_shares
-from sglrlib.training import runs
+from sglrlib.training import networks, runs
 from sglrlib.training.train import run_data
 
 with warnings.catch_warnings():
@@ -82,7 +82,7 @@ def left_out(configs: Sequence[RunConfig], device="cpu") -> Tensor:
     found = torch.empty(len(train), DATASETS[configs[0].dataset].classes, dtype=torch.float64)
     for config in configs:
         part = slice(config.fold, None, config.folds)
-        _, logits = outputs(runs.load_model(config, "last", device), train[part].x(), train[part].y)
+        _, logits = outputs(networks.load_model(config, "last", device), train[part].x(), train[part].y)
         found[part] = logits.double().softmax(1).cpu()
     return found
 

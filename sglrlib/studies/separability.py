@@ -15,7 +15,7 @@ from sglrlib.config import RunConfig
 from sglrlib.judging.diagnostics import features
 from sglrlib.show import plots
 from sglrlib.show.verdicts import Claim, judged
-from sglrlib.training.runs import load_model
+from sglrlib.training.networks import load_model
 from sglrlib.training.train import run_data
 
 NEIGHBOURS = 10
