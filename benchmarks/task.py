@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from benchmarks import reference
 from sglrlib.config import RunConfig
 from sglrlib.device import exact_fp32
-from sglrlib.method.data import DATASETS, Split
+from sglrlib.method.data import Split
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.fast import AttackCopy, captured
 from sglrlib.recipes import recipe
 from sglrlib.training.step import Step, training_attack

@@ -13,7 +13,8 @@ import torch
 from sglrlib.checks import UsageError, one_of, same_type, within
 from sglrlib.judging.diagnostics import DIAGNOSTICS
 from sglrlib.method.attacks import PGD
-from sglrlib.method.data import AUGMENTS, DATASETS, NOISES, check_noise
+from sglrlib.method.data import AUGMENTS, NOISES, check_noise
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS
 from sglrlib.method.models import parse_arch

@@ -19,7 +19,8 @@ from sglrlib.config import DEFAULTS, RunConfig, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import verify
 from sglrlib.method.attacks import ATTACKS, EXAMPLES, OBJECTIVES, Own
-from sglrlib.method.data import DATASETS, NOISES, Dataset, Split, load_data
+from sglrlib.method.data import NOISES, Split, load_data
+from sglrlib.method.datasets import DATASETS, Dataset
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.method.methods import METHODS, Method
 from sglrlib.method.models import MODELS
@@ -41,7 +42,7 @@ def register(kind: str, name: str, entry: Any = None, *, recipe: dict | None = N
     attack       attack(model, x, y, eps, step, generator) -> adversarial images like x (N, C, H, W), within eps of x
                  and in [0, 1]; eps and step are in [0, 1]. The model is in eval mode, its weights frozen, gradients on.
     arch         build(*, classes, shape) -> a network: images (N, *shape) in [0, 1] in, raw logits (N, classes) out.
-    dataset      a method.data.Dataset whose load() returns (train images, y), (test images, y): NumPy arrays, uint8
+    dataset      a method.datasets.Dataset whose load() returns (train images, y), (test images, y): NumPy arrays, uint8
                  (N, C, H, W) and integers (N,). recipe: what its runs change in RunConfig's defaults.
     noise        noise(split, dataset, generator) -> (images, y), of the shapes and types that they have in split, a
                  method.data.Split of the samples to spoil: (n, C, H, W) uint8 and (n,) int64.
@@ -193,7 +194,7 @@ def try_arch(build: Callable, name: str) -> None:
 
 def try_dataset(dataset: Dataset, name: str) -> None:
     if not isinstance(dataset, Dataset):
-        raise UsageError(f"expected a sglrlib.method.data.Dataset, not {type(dataset).__name__}.")
+        raise UsageError(f"expected a sglrlib.method.datasets.Dataset, not {type(dataset).__name__}.")
     for images, y in dataset.load():
         if str(images.dtype) != "uint8" or images.shape[1:] != dataset.shape:
             raise UsageError(f"load() gives {images.dtype} {images.shape}: expected uint8 (N, {dataset.shape}).")

@@ -19,18 +19,8 @@ from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.judging.diagnostics import DIAGNOSTICS, View
 from sglrlib.method import files
-from sglrlib.method.data import (
-    AUGMENTS,
-    DATASETS,
-    HUMAN,
-    NOISES,
-    Split,
-    crop_flip,
-    human_labels,
-    load_data,
-    planted,
-    stratified_order,
-)
+from sglrlib.method.data import AUGMENTS, HUMAN, NOISES, Split, crop_flip, load_data, planted, stratified_order
+from sglrlib.method.datasets import DATASETS, human_labels
 from sglrlib.method.files import DataError, Human
 from sglrlib.training.jobs import check_data
 from sglrlib.training.measure import diagnose

@@ -20,7 +20,8 @@ from sglrlib.judging.diagnostics import (
     information_in_weights,
     reliability,
 )
-from sglrlib.method.data import DATASETS, planted
+from sglrlib.method.data import planted
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.labels import LABELS
 from sglrlib.method.methods import METHODS, PGDAT
 from sglrlib.method.models import build_model

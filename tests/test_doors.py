@@ -17,7 +17,8 @@ from sglrlib.__main__ import main
 from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.method.attacks import chain
-from sglrlib.method.data import DATASETS, HUMAN, Dataset, load_data
+from sglrlib.method.data import HUMAN, load_data
+from sglrlib.method.datasets import DATASETS, Dataset
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import PGDAT, Method
 from sglrlib.recipes import ROWS, row_recipe
@@ -262,7 +263,7 @@ def doubled(split, dataset, generator):
         ("attack", "a", too_far, r"an attack went 0\.2 far"),
         ("arch", "a", greyscale_only, "takes the images of no known dataset"),
         ("arch", "a", softly, r"returns torch.float32 \(2, 4\): expected torch.float32 \(2, 3\)"),
-        ("dataset", "a", dict(), "expected a sglrlib.method.data.Dataset, not dict"),
+        ("dataset", "a", dict(), "expected a sglrlib.method.datasets.Dataset, not dict"),
         ("noise", "a", doubled, "labels returns torch.float64"),
         ("diagnostics", "a", lambda snapshot: 3.0, "expected a dictionary of columns"),
         ("row", "A", dict(lrr=0.1), "Did you mean 'lr'"),

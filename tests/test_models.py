@@ -5,7 +5,7 @@ from torch import nn
 from sglrlib.checks import UsageError
 from sglrlib.judging.evaluate import accuracy, correct
 from sglrlib.method.attacks import PGD
-from sglrlib.method.data import DATASETS
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.fast import AttackCopy, attack_target
 from sglrlib.method.models import MODELS, build_model
 from sglrlib.training.train import run_data, run_model

@@ -1,4 +1,4 @@
-"""Datasets as uint8 tensors on the training device, batches of (x, y, index), and planted noise."""
+"""A run's data: three splits as uint8 tensors on the training device, batches of (x, y, index), and planted noise."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,16 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from sglrlib.checks import one_of, within
-from sglrlib.method.files import Arrays, Human, cifar
+from sglrlib.method.datasets import DATASETS, SPLIT_SEED, Dataset, labels_by_people
 
 Spoilt = tuple[Tensor, Tensor]  # images and labels
-SPLIT_SEED = 0  # which images are for validation and test never depends on a run's seed
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def noises_of(dataset: str) -> list[str]:
     return [name for name in NOISES if name not in HUMAN or (human and HUMAN[name] in human.names)]
 
 
-def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: int) -> Split:
+def planted(split: Split, dataset: Dataset, kind: str, rate: float, *, seed: int) -> Split:
     """The split with int(rate * N) of its N samples, chosen without replacement, spoilt by NOISES[kind]."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(split), generator=generator)[: int(rate * len(split))]
@@ -144,48 +140,48 @@ def planted(split: Split, dataset: "Dataset", kind: str, rate: float, *, seed: i
     return replace(split, images=images, y=y)
 
 
-def symmetric(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def symmetric(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """Labels drawn from all K classes, the true one included, as released: rate * (K-1)/K of all end up wrong."""
     return split.images, torch.randint(dataset.classes, split.y.shape, generator=generator)
 
 
-def symmetric_wrong(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def symmetric_wrong(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """Labels drawn from the K-1 wrong classes, as in Theorem 2."""
     shift = torch.randint(1, dataset.classes, split.y.shape, generator=generator)
     return split.images, (split.y + shift) % dataset.classes
 
 
-def class_dependent(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def class_dependent(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """The one class that the dataset names as the true one's confusion."""
     confusions = dataset.confusions or [(k + 1) % dataset.classes for k in range(dataset.classes)]
     return split.images, torch.tensor(confusions)[split.y]
 
 
-def human_aggregate(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def human_aggregate(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """The label that most of three people gave (CIFAR-10N: 9.01 % wrong, the paper says 9.03 %)."""
     return split.images, labels_by_people(dataset)["aggregate"][split.position]
 
 
-def human_worst(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def human_worst(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """A wrong one of three people's labels, if any (CIFAR-10N: 40.21 % wrong); one person's (CIFAR-100N: 40.20 %)."""
     return split.images, labels_by_people(dataset)["worst"][split.position]
 
 
-def gaussian(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def gaussian(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """Images of Gaussian noise with the dataset's mean and std of each channel; labels kept (Zhang et al. 2017)."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
     drawn = torch.randn(split.images.shape, generator=generator) * std + mean
     return (drawn * 255).clamp(0, 255).to(torch.uint8), split.y
 
 
-def random_pixels(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def random_pixels(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """Each image's pixels in an order of its own, all channels alike; labels kept (Zhang et al. 2017)."""
     images = split.images
     order = torch.rand(len(images), 1, images.shape[2:].numel(), generator=generator).argsort(2)
     return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view_as(images), split.y
 
 
-def shuffled_pixels(split: Split, dataset: "Dataset", generator: torch.Generator) -> Spoilt:
+def shuffled_pixels(split: Split, dataset: Dataset, generator: torch.Generator) -> Spoilt:
     """All images' pixels in one random order; labels kept (Zhang et al. 2017)."""
     order = torch.randperm(split.images.shape[2:].numel(), generator=generator)
     return split.images.flatten(2)[:, :, order].view_as(split.images), split.y
@@ -232,77 +228,3 @@ AUGMENTS: dict[str, Callable] = {
     "crop_flip": crop_flip,
     "crop_flip_rotate": crop_flip_rotate,  # KD-AT's on CIFAR-100, see methods.Distillation
 }
-
-
-# Where images come from: each loader returns (train images, y), (test images, y) as NumPy arrays.
-
-
-def digits() -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 8x8, rescaled from 0..16 to 0..255; 797 train, 1,000 test."""
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    y = bunch.target.astype(np.int64)
-    train, test = train_test_split(np.arange(len(y)), test_size=1000, random_state=SPLIT_SEED, stratify=y)
-    return (images[train], y[train]), (images[test], y[test])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """How to load a dataset; an image's (C, H, W); per-channel mean and std; the class each one is mistaken for.
-
-    CIFAR-10's std is the one that this literature passes on: the mean of the images' own, not that of all pixels.
-    """
-
-    load: Callable
-    classes: int
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    confusions: tuple[int, ...] | None = None  # None: the next class
-    human: Human | None = None  # labels that people gave the training images
-
-
-DATASETS = {
-    "digits": Dataset(digits, 10, (1, 8, 8), (0.3043,), (0.3753,)),
-    "cifar10": Dataset(
-        lambda: cifar(torchvision.datasets.CIFAR10),
-        classes=10,
-        shape=(3, 32, 32),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
-        confusions=(0, 1, 0, 5, 7, 3, 6, 7, 8, 1),
-        human=Human(
-            "CIFAR-10_human.pt",
-            "873e69c39cb9b5e97fb6bae2d60bb59b38a5cbc31d2b868f7903dcb2b9dd2310",
-            dict(aggregate="aggre_label", worst="worse_label") | {f"random_{i}": f"random_label{i}" for i in (1, 2, 3)},
-        ),
-    ),
-    "cifar100": Dataset(
-        lambda: cifar(torchvision.datasets.CIFAR100),
-        classes=100,
-        shape=(3, 32, 32),
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        human=Human(
-            "CIFAR-100_human.pt",
-            "bd2d80409754d420292d622e15e25248ba21e37d27429efac49c8da723f44394",
-            dict(worst="noisy_label"),
-        ),
-    ),
-}
-
-
-def human_labels(dataset: str) -> dict[str, Tensor]:
-    """The labels that people gave a dataset's training images: name -> (N,) int64, in the order of Split.position.
-
-    Of cifar10 the three people's, random_1 to random_3; aggregate, which most of them gave; and worst, a wrong one if
-    there is one. Of cifar100 one person's, worst. Raises UsageError for another dataset, DataError as load_data() does.
-    """
-    one_of("dataset with human labels", dataset, [name for name, known in DATASETS.items() if known.human])
-    return labels_by_people(DATASETS[dataset])
-
-
-def labels_by_people(dataset: Dataset) -> dict[str, Tensor]:
-    (_, y), _ = dataset.load()
-    return dataset.human.labels(y)

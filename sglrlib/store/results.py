@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sglrlib.config import RunConfig, make_config
-from sglrlib.method.data import DATASETS
+from sglrlib.method.datasets import DATASETS
 from sglrlib.paths import RESULTS, RUNS
 from sglrlib.source import CODE
 from sglrlib.store import checkpoint

@@ -15,7 +15,7 @@ from torch import Tensor
 from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import outputs
-from sglrlib.method.data import DATASETS
+from sglrlib.method.datasets import DATASETS
 from sglrlib.paths import RESULTS
 from sglrlib.show.verdicts import Claim, judged
 from sglrlib.store import checkpoint

@@ -6,7 +6,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, pre
 from torch import Tensor
 
 from sglrlib.config import RunConfig
-from sglrlib.method.data import DATASETS, Split, human_labels
+from sglrlib.method.data import Split
+from sglrlib.method.datasets import DATASETS, human_labels
 from sglrlib.show import plots
 from sglrlib.studies.doubt import Ranking
 from sglrlib.studies.tour import class_names, show

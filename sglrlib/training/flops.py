@@ -16,7 +16,7 @@ from sglrlib.config import RunConfig, make_config, options
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.method.attacks import AFTER, PGD, named_attack
 from sglrlib.method.autoattack import Part
-from sglrlib.method.data import DATASETS
+from sglrlib.method.datasets import DATASETS
 from sglrlib.training.train import first_step, run_model
 
 

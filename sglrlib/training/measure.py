@@ -12,7 +12,8 @@ from sglrlib.device import exact_fp32
 from sglrlib.judging.diagnostics import DIAGNOSTICS, Snapshot, View
 from sglrlib.judging.evaluate import examples, outputs
 from sglrlib.method.attacks import untouched
-from sglrlib.method.data import DATASETS, HUMAN, Data, Split, planted
+from sglrlib.method.data import HUMAN, Data, Split, planted
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.fast import attack_target
 from sglrlib.method.labels import Hard
 from sglrlib.method.methods import Method

@@ -21,7 +21,8 @@ from sglrlib.config import RunConfig
 from sglrlib.device import described, gpu_trouble, pick_device, refuse_precision, using
 from sglrlib.judging.evaluate import correct, outputs, withstood
 from sglrlib.method.attacks import AFTER, Transfer, chain, named_attack
-from sglrlib.method.data import DATASETS, Split
+from sglrlib.method.data import Split
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.files import DataError
 from sglrlib.method.models import flops
 from sglrlib.paths import RUNS

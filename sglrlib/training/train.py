@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sglrlib.config import RunConfig
-from sglrlib.method.data import DATASETS, Data, load_data
+from sglrlib.method.data import Data, load_data
+from sglrlib.method.datasets import DATASETS
 from sglrlib.method.fast import captured
 from sglrlib.method.models import build_model
 from sglrlib.store import checkpoint
