@@ -136,15 +136,17 @@ def as_in_paper(long: pd.DataFrame) -> pd.DataFrame:
     rows = long.to_dict("records")
     seeds = {row["method"]: f"ours, seeds: {row['n'].partition(' x ')[2]}" for row in rows if row["n"] != "–"}
     for row in rows:
-        accuracy, _, checkpoint = row["accuracy"].rpartition(" ")
-        at, ours = (f"{accuracy}, {row['n'].partition(' ')[0]} images", checkpoint.capitalize()), row["ours"]
-        lines = {seeds.get(row["method"], "ours"): ours, "95 %": row["95 %"], "paper": row["paper"]}
-        if ours == "failed":
-            at, lines = ("", ""), {row["accuracy"]: ours}
-        elif ours == "missing":
-            at, lines = (row["accuracy"], "Best"), dict(list(lines.items())[:1])
-        elif row["difference"] != "–":
-            lines["ours - paper"] = row["difference"]
+        ours, value = seeds.get(row["method"], "ours"), row["ours"]
+        if value == "failed":
+            at, lines = ("", ""), {row["accuracy"]: value}
+        elif value == "missing":
+            at, lines = (row["accuracy"], "Best"), {ours: value}
+        else:
+            accuracy, _, checkpoint = row["accuracy"].rpartition(" ")
+            at = f"{accuracy}, {row['n'].partition(' ')[0]} images", checkpoint.capitalize()
+            lines = {ours: value, "95 %": row["95 %"], "paper": row["paper"]}
+            if row["difference"] != "–":
+                lines["ours - paper"] = row["difference"]
         for name, value in lines.items():
             wide.setdefault((row["method"], name), {})[at] = value
     columns = pd.MultiIndex.from_tuples(dict.fromkeys(at for row in wide.values() for at in row))
