@@ -22,10 +22,10 @@ from sglrlib.checks import UsageError, within
 from sglrlib.config import DEFAULTS
 from sglrlib.method.files import DataError
 from sglrlib.paths import ROOT, RUNS
-from sglrlib.show import plan
+from sglrlib.show import plan, style
 from sglrlib.show.settings import COMMON, HELP
 from sglrlib.store import lease
-from sglrlib.studies import readme, registry
+from sglrlib.studies import gallery, readme, registry
 from sglrlib.training import cost, jobs, runs, status
 
 AT_LEAST = 60  # seconds that a worker is given
@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     explained.set_defaults(do=explain_parameters)
     judged = commands.add_parser("claims", help="judge the paper's claims by the committed results, and keep that")
     judged.set_defaults(do=judge_claims)
+    redrawn = commands.add_parser("figures", help="draw the figures of the committed results, figures/, anew")
+    redrawn.set_defaults(do=draw_figures)
     return top
 
 
@@ -96,6 +98,13 @@ def judge_claims(asked: argparse.Namespace) -> int:
     registry.VERDICTS.write_text(registry.text())
     readme.write()
     print(registry.summary())
+    return 0
+
+
+def draw_figures(asked: argparse.Namespace) -> int:
+    """Write figures/ anew, from committed results and what is computed at once."""
+    for name, figure in gallery.drawn().items():
+        print(style.save(figure, name, publish=True))
     return 0
 
 

@@ -1,6 +1,9 @@
 """What a notebook's cells call: its parameters, the runs that it asks for, and how they are shown."""
 
+import html
+import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -9,10 +12,12 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import Pretty, display
+from IPython.display import Image, Pretty, display
 from joblib.externals import loky
+from matplotlib.figure import Figure
 
 from sglrlib import paths
 from sglrlib.checks import UsageError, one_of, within
@@ -20,7 +25,7 @@ from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.device import pick_device
 from sglrlib.method.labels import LABELS
 from sglrlib.recipes import default_scale, row_recipe
-from sglrlib.show import settings, tables, verdicts
+from sglrlib.show import settings, style, tables, verdicts
 from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
@@ -189,16 +194,62 @@ MARKS = {
 
 def show_table(table: pd.DataFrame) -> None:
     """Show a table with all its rows, columns and words; or that there is nothing in it. Where its rows have no names,
-    the first column names them.
+    the first column names them. Text between two ** is bold.
     """
     if table.empty:
         print("none yet")
         return
     if isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
-    whole = ["display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None, "display.width", 1000]
-    with pd.option_context(*whole):
-        display(table)
+    display({"text/html": as_html(table), "text/plain": table.to_string().replace("**", "")}, raw=True)
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """A table with its own style: text on the left, numbers on the right, rules as in print, colours of the page."""
+    number = re.compile(r"([-+−]?\d.*|–|missing|failed|)")
+    right = [all(number.fullmatch(str(value).strip("*")) for value in table.iloc[:, i]) for i in range(table.shape[1])]
+    rules = [
+        dict(selector="", props="border-collapse: collapse; font-size: 0.9em; display: block; overflow-x: auto"),
+        dict(selector="th, td", props="padding: 0.25em 0.7em; border: none; vertical-align: top; text-align: left"),
+        dict(selector="tbody tr", props="border-top: 1px solid #8885; background: none"),
+        dict(selector="thead", props="border-bottom: 2px solid #888"),
+        dict(selector="td, th.row_heading", props="max-width: 24em; white-space: pre-line"),
+    ]
+    rules += [
+        dict(selector=f"td.col{i}, th.col{i}.level{table.columns.nlevels - 1}", props="text-align: right")
+        for i in range(table.shape[1])
+        if right[i]
+    ]
+    drawn = table.style.set_table_styles(rules).set_uuid("of_table").format(bold, escape=None)
+    return drawn.to_html()
+
+
+def bold(value: object) -> str:
+    """A cell's text as HTML: **so** is bold."""
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(str(value)))
+
+
+def show_figure(figure: Figure, name: str) -> None:
+    """Keep a figure below runs/figures/ and show it, sharp and with its alternative text; print where it is kept."""
+    where = style.save(figure, name)
+    show_picture(figure)
+    print(where)
+
+
+def show_committed(figure: Figure, name: str) -> None:
+    """Show a figure of committed results, which is figures/name; drawing() collects it."""
+    if _drawn is None:
+        show_picture(figure)
+    else:
+        _drawn[name] = figure
+
+
+def show_picture(figure: Figure) -> None:
+    """Show a figure in its own size at twice a screen's resolution."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=200)
+    plt.close(figure)
+    display(Image(drawn.getvalue(), width=round(100 * style.WIDTH), alt=style.alternative_text(figure)))
 
 
 @dataclass
@@ -210,6 +261,7 @@ class Plan:
 
 
 _plan: Plan | None = None
+_drawn: dict[str, Figure] | None = None
 
 
 @contextmanager
@@ -221,6 +273,17 @@ def planning() -> Iterator[Plan]:
         yield _plan
     finally:
         _plan = None
+
+
+@contextmanager
+def drawing() -> Iterator[dict[str, Figure]]:
+    """Within: name -> figure of committed results, collected instead of shown."""
+    global _drawn
+    _drawn = {}
+    try:
+        yield _drawn
+    finally:
+        _drawn = None
 
 
 def describe_results(found: dict[str, list[Result]], wanted: int) -> str:

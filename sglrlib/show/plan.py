@@ -28,8 +28,12 @@ def tasks(path: str | Path, parameters: dict, threads: int = 0, parent: int = 0)
 
 
 def asked_for(cells: list) -> list[runs.Wanted]:
-    """What code cells ask notebook.gather() for, in that order; only those up to the last that asks are executed."""
-    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    """What code cells ask notebook.gather() for, in that order; only those up to the last that asks are executed, and
+    none that shows committed results.
+    """
+    sources = [
+        cell.source for cell in cells if cell.cell_type == "code" and "committed" not in cell.metadata.get("tags", [])
+    ]
     asking = [i for i, source in enumerate(sources, 1) if re.search(r"notebook\.gather\(", source)]
     with notebook.planning() as plan, redirect_stdout(io.StringIO()):
         for source in sources[: max(asking, default=0)]:

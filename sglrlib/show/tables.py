@@ -1,5 +1,6 @@
 """Results beside the paper's numbers."""
 
+import re
 import statistics
 from collections.abc import Iterable
 
@@ -151,7 +152,24 @@ def as_in_paper(long: pd.DataFrame) -> pd.DataFrame:
             wide.setdefault((row["method"], name), {})[at] = value
     columns = pd.MultiIndex.from_tuples(dict.fromkeys(at for row in wide.values() for at in row))
     table = pd.DataFrame([[row.get(at, "") for at in columns] for row in wide.values()], columns=columns)
-    return table.set_axis(pd.MultiIndex.from_tuples(wide, names=["method", ""]))
+    return with_best(table.set_axis(pd.MultiIndex.from_tuples(wide, names=["method", ""])))
+
+
+def with_best(table: pd.DataFrame) -> pd.DataFrame:
+    """as_in_paper() with the best of ours and of the paper's between ** in each column: the highest; of a robust Diff
+    the lowest, of a natural one none. Nothing is marked where there is but one.
+    """
+    table = table.copy()
+    kinds = [name.partition(",")[0] for _, name in table.index]
+    natural = TITLES["natural"]
+    for at in [at for at in table.columns if not (at[1] == "Diff" and at[0].startswith(natural))]:
+        for kind in ("ours", "paper"):
+            cells = {i: re.match(r"-?[\d.]+", table[at].iloc[i]) for i in range(len(table)) if kinds[i] == kind}
+            numbers = {i: float(found[0]) for i, found in cells.items() if found}
+            best = (min if at[1] == "Diff" else max)(numbers.values(), default=None)
+            for i in [i for i, number in numbers.items() if number == best] if len(numbers) > 1 else ():
+                table.iloc[i, table.columns.get_loc(at)] = f"**{table[at].iloc[i]}**"
+    return table
 
 
 def marked(label: str, those: list[Result]) -> str:

@@ -7,9 +7,11 @@ from functools import partial
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from sglrlib.judging.diagnostics import calibration_error, confidence_gap, standard_error
+from sglrlib.judging.diagnostics import calibration_error, confidence_gap, reliability, standard_error
+from sglrlib.show.style import colour_of, entitle, grid, marker_of, setting
 from sglrlib.show.tables import CHECKPOINTS, column_title, paper_place, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
@@ -102,3 +104,28 @@ def over_seeds(runs: list[Result], which: str, attack: str, statistic: Callable)
     """The mean of one() over the seeds, and its standard error from the images."""
     values, errors = zip(*(one(run, which, attack, statistic) for run in runs), strict=True)
     return statistics.fmean(values), math.hypot(*errors) / len(errors)
+
+
+def figure(results: dict[str, list[Result]], attacks: Iterable[str], which: str = "last") -> Figure:
+    """Above, reliability diagrams of a checkpoint under each attack; below, the density of the labelled class's
+    probability. One colour a method, the first seed's.
+    """
+    attacks = list(attacks)
+    figure, axes = grid(2, len(attacks), 4.2, sharex=True)
+    for (top, bottom), attack in zip(axes.T, attacks, strict=True):
+        top.plot([0, 1], [0, 1], color="0.6", lw=0.9, zorder=0)
+        for label, runs in results.items():
+            highest, labelled, right = runs[0].confidence(which, attack)
+            count, confidence, accuracy = reliability(highest, right)
+            colour, marker = colour_of(label, results), marker_of(label, results)
+            top.plot(confidence[count > 0], accuracy[count > 0], f"-{marker}", color=colour, ms=3.5, lw=1)
+            bottom.hist(labelled, 20, range=(0, 1), density=True, histtype="step", color=colour, lw=1.3)
+        title = "no attack" if attack == "natural" else column_title(attack)
+        top.set(title=f"{title}, n = {len(right)}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        bottom.set_yscale("log")
+        top.set_xlabel("Confidence")
+        top.tick_params(labelbottom=True)
+        bottom.set_xlabel("Probability of the label")
+    axes[0, 0].set_ylabel("Accuracy")
+    axes[1, 0].set_ylabel("Density")
+    return entitle(figure, f"Calibration of the {which} checkpoint", setting(next(iter(results.values()))))

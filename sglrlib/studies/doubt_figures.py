@@ -8,7 +8,7 @@ from torch import Tensor
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
 from sglrlib.method.datasets import DATASETS, human_labels
-from sglrlib.show import plots
+from sglrlib.show import style
 from sglrlib.studies.doubt import Ranking
 from sglrlib.studies.tour import class_names, show
 
@@ -17,7 +17,7 @@ def most_doubted(rankings: dict[str, Ranking], train: Split, config: RunConfig) 
     """Sixteen labels of each of two rankings, the most doubted first; where wrong ones are known, these are framed."""
     wrong = train.y != train.y_clean
     names = class_names(config, DATASETS[config.dataset].classes)
-    figure, axes = plots.grid(4, 8, 5.0)
+    figure, axes = style.grid(4, 8, 5.0)
     for (title, ranking), rows in zip(rankings.items(), (axes[:2], axes[2:]), strict=True):
         for axis, places in zip(rows[:, 0], ("1 to 8", "9 to 16"), strict=True):
             axis.set_ylabel(f"{title}\n{places}", fontsize=8)
@@ -39,16 +39,16 @@ def precision(rankings: dict[str, Ranking], train: Split, config: RunConfig) -> 
     The dot is what a ranking flags, the dotted line the share of wrong labels.
     """
     wrong = train.y != train.y_clean
-    figure, ((masses, curves),) = plots.grid(1, 2, 3.2)
-    for kind, style, colour, label in ((~wrong, ".", "0.45", "right label"), (wrong, "x", "C3", "wrong label")):
-        masses.plot(*(ranking.mass[kind] for ranking in rankings.values()), style, color=colour, ms=4, label=label)
+    figure, ((masses, curves),) = style.grid(1, 2, 3.2)
+    for kind, dot, colour, label in ((~wrong, ".", "0.45", "right label"), (wrong, "x", "C3", "wrong label")):
+        masses.plot(*(ranking.mass[kind] for ranking in rankings.values()), dot, color=colour, ms=4, label=label)
     masses.set(xlabel="Probability of the given label (cross-validated)", ylabel="Its mass in the refined label")
-    for (title, ranking), style in zip(rankings.items(), ("C2--", "C0-"), strict=True):
+    for (title, ranking), drawn in zip(rankings.items(), ("C2--", "C0-"), strict=True):
         right, found, _ = precision_recall_curve(wrong, -ranking.mass)
         at = [100 * score(wrong, ranking.flagged, zero_division=0) for score in (recall_score, precision_score)]
         average = 100 * average_precision_score(wrong, -ranking.mass)
-        curves.plot(100 * found, 100 * right, style, label=f"{title}, average precision {average:.0f} %")
-        curves.plot(*at, f"{style[:2]}o", mec="white", ms=7, zorder=5)
+        curves.plot(100 * found, 100 * right, drawn, label=f"{title}, average precision {average:.0f} %")
+        curves.plot(*at, f"{drawn[:2]}o", mec="white", ms=7, zorder=5)
     curves.axhline(100 * wrong.double().mean(), color="0.5", lw=0.9, ls=":")
     curves.set(xlabel="Recall (%)", ylabel="Precision (%)", xlim=(0, 103), ylim=(0, 103))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
@@ -70,7 +70,7 @@ def agreed(images: Tensor, y: Tensor, places: Tensor, said: Tensor, config: RunC
     """Sixteen of the places (n,), drawn at random: official label → what three people say."""
     drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:16]
     names = class_names(config, 10)
-    figure, axes = plots.grid(2, 8, 2.9)
+    figure, axes = style.grid(2, 8, 2.9)
     for axis, i in zip(axes.flat, drawn.tolist(), strict=True):
         show(axis, images[places[i]].float() / 255)
         axis.set_title(f"{names[y[places[i]]]}\n→ {names[said[i]]}", fontsize=7)

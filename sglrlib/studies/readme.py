@@ -37,16 +37,12 @@ def filled(text: str, name: str, part: str, path: Path) -> str:
 
 
 def head(path: Path) -> str:
-    """What came out of a notebook's claims, its figure where there is one of more than digits, and the way on."""
-    parts, at = [], NOTEBOOKS.index(path)
-    if claims := registry.came_out(path.stem[:2]):
-        parts.append(f"**What came out** of the committed results, seeds and 95 % intervals beside it:\n\n{claims}")
-    for figure in sorted((ROOT / "figures").glob(f"{path.stem}_cifar*_small*.png")):
-        where = figure.stem.removeprefix(f"{path.stem}_").replace("_", ", ")
-        parts.append(f"![{path.stem[3:].replace('_', ' ')}: {where}](../figures/{figure.name})")
+    """What came out of a notebook's claims by the committed results, and the way on."""
+    at = NOTEBOOKS.index(path)
     links = [f"← [{other.stem}]({other.name})" for other in NOTEBOOKS[:at][-1:]]
     links += [f"→ [{other.stem}]({other.name})" for other in NOTEBOOKS[at + 1 :][:1]]
-    return "\n\n".join([*parts, " · ".join([*links, "[all notebooks](../README.md#what-is-reproduced)"])])
+    way = " · ".join([*links, "[all notebooks](../README.md#what-is-reproduced)"])
+    return "\n\n".join(filter(None, [registry.came_out(path.stem[:2]), way]))
 
 
 def place(name: str) -> str:

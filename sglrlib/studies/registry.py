@@ -3,7 +3,7 @@
 `python -m sglrlib claims` judges them all and writes data/results/claims.csv, which README and notebooks are read from.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -27,6 +27,7 @@ COLUMNS = [
 ]  # fmt: skip
 VERDICTS = RESULTS / "claims.csv"
 MOST_SEEDS = 10
+WORDS = ("holds", "does not hold", "open", "cannot be judged here")
 Row = Callable[..., list[Result]]  # a row's name and changes -> its committed results, one a seed
 
 
@@ -44,6 +45,19 @@ def committed(make: Callable[..., RunConfig], *columns: str) -> list[Result]:
         if path.exists():
             found.append(read(config, path))
     return [run for run in found if all(run.has(column, 1) for column in columns)]
+
+
+def best(rows: Iterable[str], *columns: str, **changes: object) -> dict[str, list[Result]]:
+    """Row of the paper's tables -> its committed results, one a seed, at the largest scale that has them for all rows.
+
+    changes: to each row's recipe. columns: that the results must have. Empty where no scale has all.
+    """
+    rows = list(rows)
+    for dataset, scale in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
+        found = {row: committed(partial(row_recipe, row, dataset, scale, **changes), *columns) for row in rows}
+        if all(found.values()):
+            return found
+    return {}
 
 
 def judge_all() -> list[tuple[str, Claim]]:
@@ -204,10 +218,28 @@ def kept() -> pd.DataFrame:
 
 
 def of_notebook(number: str) -> pd.DataFrame:
-    """What the committed results say of a notebook's claims: alike on every machine."""
-    verdicts = kept()
-    mine = verdicts[verdicts.id.isin(known().query("notebook == @number").index)]
-    return mine[["scale", "claim", "measured by", "effect (95 %)", "seeds", "verdict"]].set_index(["scale", "claim"])
+    """What the committed results say of a notebook's claims, in the paper's words: alike on every machine."""
+    claims = known().query("notebook == @number")
+    found = kept()
+    found = found[found.id.isin(claims.index)]
+    order = {name: place for place, name in enumerate([*claims.index, *reversed(SCALES.values())])}
+    found = found.sort_values(["id", "scale"], key=lambda column: column.map(order), kind="stable")
+    table = pd.DataFrame(
+        {
+            "claim": [quoted(claims.loc[name]) for name in found.id],
+            "measured by": found["measured by"],
+            "scale": found.scale,
+            "effect (95 %)": found["effect (95 %)"],
+            "n": [
+                f"{images} x {seeds}" if images else f"{seeds}"
+                for images, seeds in zip(found.images, found.seeds, strict=True)
+            ],
+            "verdict": [
+                f"**{word}**" + f": {why}" * bool(why) for word, why in zip(found.verdict, found.reason, strict=True)
+            ],
+        }
+    )
+    return table.set_index(["claim", "measured by", "scale"])
 
 
 def summary() -> str:
@@ -221,22 +253,37 @@ def summary() -> str:
 
 
 def came_out(number: str) -> str:
-    """What the committed results say of a notebook's claims, a table in Markdown with the scales that have results; ''
-    for a notebook without claims.
+    """What the committed results say of a notebook's claims, in our words: in full at the largest scale that has
+    results, as counts at the others; '' for a notebook without claims.
     """
-    claims, found = known().query("notebook == @number"), kept()
-    if claims.empty:
-        return ""
-    scales = [scale for scale in SCALES.values() if any(len(verdicts_on(name, scale, found)) for name in claims.index)]
-    lines = [f"| the paper's claim | {' | '.join(scales)} |", "|---" * (len(scales) + 1) + "|"]
-    for name, claim in claims.iterrows():
-        cells = []
-        for of_scale in (verdicts_on(name, scale, found) for scale in scales):
-            effects = "" if len(of_scale) != 1 else " " + of_scale["effect (95 %)"].iloc[0].strip()
-            seeds = "" if of_scale.empty else f"; seeds: {', '.join(map(str, dict.fromkeys(of_scale.seeds)))}"
-            cells.append(f"**{in_short(of_scale)}**{effects}{seeds}" if len(of_scale) else "no result")
-        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    found = kept()
+    found = found[found.id.isin(known().query("notebook == @number").index)]
+    scales = [scale for scale in reversed(SCALES.values()) if (found.scale == scale).any()]
+    parts = []
+    for scale in scales:
+        here = found[found.scale == scale]
+        seeds = " or ".join(map(str, sorted(set(here.seeds))))
+        words = [word for word in WORDS if (here.verdict == word).any()] + sorted(set(here.verdict) - set(WORDS))
+        if parts:
+            counts = ", ".join(f"{word} {(here.verdict == word).sum()}" for word in words)
+            parts.append(f"On {scale} (seeds: {seeds}), of {len(here)} measurements: {counts}.")
+            continue
+        for word in words:
+            said = here[here.verdict == word]
+            each = [f"{text}{effects(those)}" for text, those in said.groupby("claim", sort=False)]
+            parts.append(f"*{word[0].upper()}{word[1:]}:* {'; '.join(each)}.")
+        parts[0] = (
+            f"**What came out** on {scale}, seeds: {seeds}; in brackets the effect and its 95 % interval. {parts[0]}"
+        )
+    return "\n\n".join(parts)
+
+
+def effects(found: pd.DataFrame) -> str:
+    """The effects of verdicts on one claim, in brackets; what each was measured by where there are several."""
+    several = len(found) > 1
+    rows = zip(found["effect (95 %)"], found["measured by"], strict=True)
+    each = [f"{of}: {effect}" if several else effect for effect, of in rows]
+    return f" ({'; '.join(text.replace(' (', ', ').replace(')', '') for text in each)})"
 
 
 def verdicts_on(name: str, scale: str, found: pd.DataFrame) -> pd.DataFrame:

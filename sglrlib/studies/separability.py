@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from sglrlib.config import RunConfig
 from sglrlib.judging.diagnostics import features
-from sglrlib.show import plots
+from sglrlib.show import style
 from sglrlib.show.verdicts import Claim, judged
 from sglrlib.training.networks import load_model
 from sglrlib.training.train import run_data
@@ -51,7 +51,7 @@ def figure(embeddings: list[Embedding]) -> Figure:
     """One panel a run: a row for each noise rate, a column for each label rule; classes named at their medians."""
     rates = list(dict.fromkeys(e.config.noise_rate for e in embeddings))
     rules = list(dict.fromkeys(e.config.labels for e in embeddings))
-    drawn, axes = plots.grid(len(rates), len(rules), 0.6 + 2.0 * len(rates))
+    drawn, axes = style.grid(len(rates), len(rules), 0.6 + 2.0 * len(rates))
     colours = sns.color_palette("husl", int(max(e.y.max() for e in embeddings)) + 1)
     for e in embeddings:
         axis = axes[rates.index(e.config.noise_rate), rules.index(e.config.labels)]

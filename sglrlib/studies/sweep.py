@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sglrlib.method.labels import LABELS
-from sglrlib.show import plots
+from sglrlib.show import plots, style
 from sglrlib.show.tables import mean_and_spread, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
@@ -42,7 +42,7 @@ def figure(sweep: Sweep, noise: str = "symmetric") -> Figure:
     Grey and dashed: the portion of correct training labels.
     """
     rates = {rate: runs for (kind, rate), runs in sweep.items() if kind == noise}
-    drawn, axes = plots.grid(2, len(rates), 4.3, sharex=True, sharey="row")
+    drawn, axes = style.grid(2, len(rates), 4.3, sharex=True, sharey="row")
     for (test, train), (rate, runs) in zip(axes.T, rates.items(), strict=True):
         named = {"PGD-AT" + LABELS[rule].title: those for rule, those in runs.items()}
         plots.lines(test, named, dict(test_natural="-", test_natural_noisy=":"))
@@ -53,8 +53,6 @@ def figure(sweep: Sweep, noise: str = "symmetric") -> Figure:
         train.set_xlabel("Epoch")
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
-    styles = {"clean test, assigned training labels": "-", "noisy test, clean training labels": ":"}
-    plots.legend(drawn, named, styles | {"portion of correct labels": "--"}, names=rule_names(runs))
     config = next(iter(runs.values()))[0].config
     drawn.suptitle(f"{config.dataset}, {config.arch}, method {config.method}; n = {runs_n(runs)}", fontsize=8)
     return drawn

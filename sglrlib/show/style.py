@@ -1,0 +1,165 @@
+"""How all figures look: colours, names in the paper's words, headline and small print, and where they are kept."""
+
+import textwrap
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from sglrlib import paths
+from sglrlib.method.data import HUMAN
+from sglrlib.store.results import Result
+
+# Lightness falls from rule to rule, so that the four stay apart in grey and for the colour-blind; see test_style.py.
+COLOURS = {
+    "PGD-AT": "#D1491B",
+    "PGD-AT+LS": "#3FA7A0",
+    "PGD-AT+TE": "#EBC14E",
+    "PGD-AT+SGLR": "#0F4C8A",
+    "AWP": "#C58BC2",
+    "KD-AT": "#6B6B6B",
+    "KD-SWA": "#A9A9A9",
+    "TRADES": "#A35BB5",
+    "TRADES+SGLR": "#4A1C6B",
+    "Standard": "#8A8A8A",
+}
+MARKERS = dict(zip(COLOURS, "osD^vPXp*h", strict=True))
+OTHER_COLOURS = ("#1B7F4B", "#B8860B", "#7A1F3D", "#2E6F9E", "#555555", "#000000")
+OTHER_MARKERS = "><dH8p"
+NAMES = dict(
+    digits="8x8 digits", cifar10="CIFAR-10", cifar100="CIFAR-100",
+    cnn16="a 3-layer CNN", resnet18="ResNet-18", wrn34_10="WRN-34-10", preact_resnet10_16="a narrow PreAct-ResNet-10",
+    symmetric="labels drawn anew", symmetric_wrong="labels moved to a wrong class", gaussian="Gaussian images",
+    random_pixels="random pixels", shuffled_pixels="shuffled pixels", human_aggregate="people's labels, aggregate",
+    human_worst="people's labels, worst", hard="hard labels", smooth="smoothed labels", ensemble="temporal ensembling",
+    self_guided="self-guided labels", r="r", alpha="α", lam="λ", refine_start="start",
+)  # fmt: skip
+WIDTH = 7.0  # inches, a page's
+
+
+def grid(rows: int, columns: int, height: float = 2.9, **how: object) -> tuple[Figure, np.ndarray]:
+    """A figure of a page's width and its axes (rows, columns); how is passed to plt.subplots()."""
+    sns.set_theme("paper", "ticks", "colorblind")
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **how)
+    for axis in axes.flat:
+        sns.despine(ax=axis)
+    return figure, axes
+
+
+def named(name: str) -> str:
+    """What people call a dataset, network, kind of noise or label rule."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def colour_of(label: str, among: Iterable[str] = ()) -> object:
+    """The colour of a method; shades of it for several of one method, such as 'PGD-AT, cosine'; a scale for values of
+    one thing, such as 'eps = 2/255'; else what the methods leave.
+    """
+    if label in COLOURS:
+        return COLOURS[label]
+    among, method = list(among), label.split(",")[0]
+    if method in COLOURS:
+        shades = [other for other in among if other.startswith(f"{method},")] or [label]
+        shades = [method, *shades] if method in among else shades
+        return sns.blend_palette([COLOURS[method], "black"], len(shades) + 1)[shades.index(label)]
+    others = others_of(label, among)
+    if all(" = " in other for other in others) and len({other.split(" = ")[0] for other in others}) == 1:
+        return sns.color_palette("viridis", len(others) + 1)[others.index(label)]  # without its pale end
+    return OTHER_COLOURS[others.index(label) % len(OTHER_COLOURS)]
+
+
+def marker_of(label: str, among: Iterable[str] = ()) -> str:
+    """The marker of a method, for those who cannot tell the colours apart; for others one that the methods leave."""
+    if label in MARKERS:
+        return MARKERS[label]
+    others = [other for other in among if other not in MARKERS] or [label]
+    return OTHER_MARKERS[others.index(label) % len(OTHER_MARKERS)]
+
+
+def others_of(label: str, among: Iterable[str]) -> list[str]:
+    """The labels that belong to no method of the paper's."""
+    return [other for other in among if other.split(",")[0] not in COLOURS] or [label]
+
+
+def entitle(figure: Figure, message: str, small: str = "") -> Figure:
+    """Put what a figure shows above it, and below it in small print what it was made of. Both are its alternative
+    text, see alternative_text().
+    """
+    figure.suptitle(textwrap.fill(message, 80), x=0.01, ha="left", fontsize=10, weight="bold")
+    if small:
+        text = "\n".join(textwrap.fill(line, 135) for line in small.splitlines())
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.25")
+    return figure
+
+
+def alternative_text(figure: Figure) -> str:
+    """What a figure shows and was made of, in words."""
+    return " ".join(f"{figure.get_suptitle()}. {figure.get_supxlabel()}".split())
+
+
+def label_ends(axis, ends: dict[str, tuple[float, float, object]], size: float = 7.5) -> None:
+    """Write names beside the right ends of lines: name -> x, y and colour. Those too near each other move apart."""
+    if not ends:
+        return
+    low, high = axis.get_ylim()
+    log = axis.get_yscale() == "log"
+    flat = np.log if log else np.asarray
+    points_high = axis.figure.get_figheight() * 72 / max(1, axis.get_subplotspec().get_gridspec().nrows) * 0.62
+    apart = 1.25 * size / points_high * (flat(high) - flat(low))
+    order = sorted(ends, key=lambda name: ends[name][1])
+    at = [float(flat(ends[name][1])) for name in order]
+    for _ in range(100):  # push neighbours apart, half of what lacks each
+        for i in range(len(at) - 1):
+            lacking = apart - (at[i + 1] - at[i])
+            if lacking > 1e-9:
+                at[i], at[i + 1] = at[i] - lacking / 2, at[i + 1] + lacking / 2
+    for name, y in zip(order, at, strict=True):
+        x, _, colour = ends[name]
+        place = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=size)
+        axis.annotate(name, (x, np.exp(y) if log else y), color=ink(colour), annotation_clip=False, **place)
+
+
+def ink(colour: object) -> tuple:
+    """A colour dark enough to be read as text on white: contrast 4.5 at least, as WCAG asks for."""
+    rgb = np.array(to_rgb(colour))
+    while 1.05 / (0.05 + luminance(rgb)) < 4.5:
+        rgb = 0.95 * rgb
+    return tuple(rgb)
+
+
+def luminance(rgb: np.ndarray) -> float:
+    """Relative luminance of an sRGB colour in [0, 1]."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def setting(runs: list[Result]) -> str:
+    """What was run: dataset, network, budget, noise in the training data, images and seeds."""
+    config = runs[0].config
+    n, attacked = runs[0].sizes["test"], config.attacked_size
+    few = f" ({attacked:,} of them over the epochs)" if 0 < attacked < n else ""
+    seeds = f"{len(runs)} seeds, bands from lowest to highest" if len(runs) > 1 else f"seed {config.seed}"
+    network = f"{named(config.dataset)}, {named(config.arch)}, {runs[0].sizes['train']:,} training images"
+    return f"{network}, ε = {config.eps_255}/255, {noise_in_words(config)}; {n:,} test images{few}; {seeds}."
+
+
+def noise_in_words(config) -> str:
+    """What is wrong with the training data: nothing planted, labels drawn anew, labels given by people, or images."""
+    if not config.noise_rate:
+        return "no planted noise"
+    if config.noise in HUMAN:
+        return f"labels given by people ({config.noise.removeprefix('human_')})"
+    what = "of the labels drawn anew" if config.noise == "symmetric" else named(config.noise)
+    return f"{config.noise_rate:.0%} {what}"
+
+
+def save(figure: Figure, name: str, publish: bool = False) -> str:
+    """Write a figure as PNG and PDF, below runs/figures/ or, to be kept, figures/; returns where the PNG is."""
+    folder = paths.FIGURES if publish else paths.RUNS / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=200, metadata=dict(Description=alternative_text(figure)))
+    figure.savefig(folder / f"{name}.pdf", metadata=dict(CreationDate=None))
+    return (folder / f"{name}.png").relative_to(paths.OUT).as_posix()
