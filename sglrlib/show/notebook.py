@@ -1,5 +1,6 @@
 """What a notebook's cells call: its parameters, the runs that it asks for, and how they are shown."""
 
+import base64
 import html
 import io
 import os
@@ -12,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import altair as alt
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
@@ -229,8 +231,14 @@ def bold(value: object) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(str(value)))
 
 
-def show_figure(figure: Figure, name: str) -> None:
-    """Keep a figure below runs/figures/ and show it, sharp and with its alternative text; print where it is kept."""
+def show_figure(figure: Figure, name: str, committed: str = "") -> None:
+    """Keep a figure below runs/figures/ and show it, sharp and with its alternative text; print where it is kept.
+
+    committed: its name among those of committed results, see show_committed().
+    """
+    if committed and _drawn is not None:
+        _drawn[committed] = figure
+        return
     where = style.save(figure, name)
     show_picture(figure)
     print(where)
@@ -242,6 +250,17 @@ def show_committed(figure: Figure, name: str) -> None:
         show_picture(figure)
     else:
         _drawn[name] = figure
+
+
+def show_interactive(chart: alt.TopLevelMixin, still: Figure) -> None:
+    """Show a chart that its reader can move: in JupyterLab, VS Code and on the site; elsewhere a still picture."""
+    spec = chart.to_dict() | {"$schema": VEGA_LITE, "background": "white"}
+    drawn, said = io.BytesIO(), style.alternative_text(still)
+    still.savefig(drawn, dpi=200)
+    plt.close(still)
+    picture = base64.b64encode(drawn.getvalue()).decode()
+    shown = {"application/vnd.vegalite.v5+json": spec, "image/png": picture, "text/plain": said}
+    display(shown, metadata={"image/png": dict(width=round(100 * style.WIDTH), alt=said)}, raw=True)
 
 
 def show_picture(figure: Figure) -> None:
@@ -260,6 +279,7 @@ class Plan:
     wanted: list[runs.Wanted]
 
 
+VEGA_LITE = "https://vega.github.io/schema/vega-lite/v5.json"  # the version that JupyterLab draws
 _plan: Plan | None = None
 _drawn: dict[str, Figure] | None = None
 

@@ -53,10 +53,10 @@ def over_epochs(
 ) -> Figure:  # fmt: skip
     """Panels of curves, two or three to a row: an axis's label -> columns of the curve and their styles.
 
-    key says what a line style stands for, as solid="test images"; the methods are named beside the last panel of a row.
+    key says what a line style stands for, as solid="test images"; methods are named beside the last panel of a row.
     best: on columns whose name starts with it a ring marks each seed's best epoch. message is the headline. log names
-    the panels with a logarithmic axis, chance puts a line at the accuracy of a guess where it is near. The learning-rate
-    drops and the start of refinement are marked.
+    the panels with a logarithmic axis, chance puts a line at the accuracy of a guess where it is near. Drops of the
+    learning rate and the start of refinement are marked.
     """
     across = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // across)

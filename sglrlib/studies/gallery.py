@@ -20,7 +20,7 @@ def drawn(paths: Iterable[Path] = NOTEBOOKS) -> dict[str, Figure]:
     figures = {}
     for path in paths:
         sources = [cell.source for cell in load_notebook_node(str(path)).cells if cell.cell_type == "code"]
-        showing = [i for i, source in enumerate(sources, 1) if re.search(r"notebook\.show_committed\(", source)]
+        showing = [i for i, source in enumerate(sources, 1) if re.search(r"show_committed\(|committed=\"", source)]
         namespace = dict(In=[], __name__="__main__")
         with notebook.drawing() as found, redirect_stdout(io.StringIO()):
             for source in sources[: max(showing, default=0)]:
