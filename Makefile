@@ -1,7 +1,8 @@
 # make demo: the main job on the embedded dataset.  make test: all tests.  make bench: how fast, beside the published
 # code; half an hour.  make gpu: what a card can do, tested and timed; half an hour.  make slurm: the grid on a Slurm that
-# it installs, as root on Debian; seven minutes.  Each sets up .venv first where it must.
-.PHONY: demo test slurm bench gpu notebooks lint setup
+# it installs, as root on Debian; seven minutes.  make site: the pages, below site/html/; a minute.  Each sets up .venv first
+# where it must.
+.PHONY: demo test slurm site bench gpu notebooks lint setup
 BIN := $(CURDIR)/.venv/bin
 DEMO := runs/01_train_sglr_demo.ipynb
 
@@ -35,6 +36,11 @@ slurm: export SGLR_SLURM := 1
 slurm: export OMP_NUM_THREADS := 1
 slurm: setup
 	$(BIN)/pytest tests/test_slurm.py
+
+site: setup
+	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . site/html
+	cp site/html/README.html site/html/index.html
+	@echo "Site: site/html/index.html"
 
 # BENCH_OPTIONS = --compile climbs that rung of the ladder too; others: python -m benchmarks.speed --help.
 bench: export OMP_WAIT_POLICY := PASSIVE

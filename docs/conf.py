@@ -19,7 +19,14 @@ project = "SGLR companion"
 copyright = "its authors"
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb", "docs/*.md", "data/results/README.md"]
+include_patterns = [
+    "*.md",
+    "notebooks/*.ipynb",
+    "docs/*.md",
+    "data/README.md",
+    "data/results/README.md",
+    "data/results/*/README.md",
+]
 html_theme = "furo"
 html_title = "SGLR companion"
 html_static_path = ["static"]

@@ -1,7 +1,10 @@
+import os
 import signal
 import time
+from contextlib import suppress
 
 import joblib
+import psutil
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
@@ -57,16 +60,33 @@ def tidy():
 
 @pytest.fixture(autouse=True)
 def an_end():
-    """Ten minutes, far more than any test takes on a busy machine, end one that hangs."""
+    """End a test that hangs: one that computes for ten minutes, its children included, or for ten minutes not at all.
+    On a busy machine a test may take longer than that.
+    """
+    started = last = computed()
 
-    def stop(*_):
-        raise TimeoutError("this test hangs")
+    def look(*_):
+        nonlocal last
+        now = computed()
+        if now - started > 600 or abs(now - last) < 1:
+            raise TimeoutError(f"this test hangs: {now - started:.0f} s of computing, {now - last:.0f} of them just now")
+        last = now
+        signal.alarm(600)
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, look)
     signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def computed() -> float:
+    """Seconds of processor time that this process and its children have had."""
+    seconds = sum(os.times()[:4])  # children that have ended count in it
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            seconds += sum(child.cpu_times()[:2])
+    return seconds
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ COLOURS = {
     "PGD-AT+SGLR": "#0F4C8A",
     "AWP": "#C58BC2",
     "KD-AT": "#6B6B6B",
-    "KD-SWA": "#A9A9A9",
+    "KD-SWA": "#7F98A8",
     "TRADES": "#A35BB5",
     "TRADES+SGLR": "#4A1C6B",
-    "Standard": "#8A8A8A",
+    "Standard": "#ADADAD",
 }
 MARKERS = dict(zip(COLOURS, "osD^vPXp*h", strict=True))
 OTHER_COLOURS = ("#1B7F4B", "#B8860B", "#7A1F3D", "#2E6F9E", "#555555", "#000000")
