@@ -30,6 +30,7 @@ include_patterns = [
 html_theme = "furo"
 html_title = "SGLR companion"
 html_static_path = ["static"]
+html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["charts.js"]
 html_math_renderer = "mathml"

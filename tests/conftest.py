@@ -69,7 +69,9 @@ def an_end():
         nonlocal last
         now = computed()
         if now - started > 600 or abs(now - last) < 1:
-            raise TimeoutError(f"this test hangs: {now - started:.0f} s of computing, {now - last:.0f} of them just now")
+            raise TimeoutError(
+                f"this test hangs: {now - started:.0f} s of computing, {now - last:.0f} of them just now"
+            )
         last = now
         signal.alarm(600)
 
