@@ -94,7 +94,9 @@ def drop_claims(id: str, runs: dict[str, list[Result]], most: str, column: str =
     for label, those in runs.items() if most in runs else ():
         if label != most and paired(runs[most], those):
             more, why = gain(runs[most], those, column, "diff"), at_chance(runs[most], those)
-            found.append(judged(id, f"{most} costs more than {label}", of, more, reason=why))
+            what = "natural" if column == "natural" else "robust"
+            text = f"more {what} accuracy is lost with {most} than with {label}"
+            found.append(judged(id, text, of, more, reason=why))
     return found
 
 
