@@ -27,7 +27,7 @@ def gradient_norm(results: Runs, item: str = "") -> Figure:
 
 def information(results: Runs, item: str = "") -> Figure:
     """IIW over epochs, each estimator in a panel of its own."""
-    panels = {"IIW, the paper's formula": IIW, "IIW, the paper's code": "iiw_code"}
+    panels = {"IIW, PIB's formula": IIW, "IIW, PIB's code": "iiw_code"}
     return side_by_side(results, panels, grows("IIW", IIW, results), item)
 
 
@@ -127,7 +127,7 @@ def after_drop(run: Result, column: str) -> float:
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """For each method at the best and the last epoch: generalisation gap, gradient norms and both IIW.
+    """For each method at the best and the last epoch: generalisation gap, gradient norm and both IIW.
 
     The second IIW is named with the number of batches that it is summed over: its scale depends on it.
     """
@@ -136,9 +136,8 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
     columns = {  # name -> column of the curve, factor, decimals
         "gap (points)": ("train_robust - test_robust", 1, 1),
         "gradient norm": (NORM, 1, 2),
-        "norm, own loss": ("batch_gradient_norm_own", 1, 2),
         "IIW": (IIW, 1, 0),
-        f"IIW by the code x 1,000, {math.ceil(images / run.config.batch_size)} batches": ("iiw_code", 1000, 1),
+        f"IIW, code x 1,000 ({math.ceil(images / run.config.batch_size)} batches)": ("iiw_code", 1000, 1),
     }
     rows = []
     for label, those in runs.items():

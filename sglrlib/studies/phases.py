@@ -19,6 +19,7 @@ PANELS = {  # of Figure B.7, and what sets its stages
     "lr": "Learning rate", "test_robust": "Robust test accuracy (%)", NORM: "Gradient norm",
     "hessian_trace": "Trace of the Hessian",
 }  # fmt: skip
+FACTORS = 1.25, 1.5, 2  # of growth, the second that of RULE
 RULE = (
     "growth starts in the first epoch from which on the mini-batch gradient norm of hard-label cross-entropy (running "
     "median over 5 epochs) stays above 1.5 times its lowest value after the first tenth of the epochs"
@@ -103,23 +104,23 @@ def roughness(run: Result, column: str = "test_robust") -> list[float]:
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """Of each run the first drop of the rate, where growth starts by RULE and by two other factors, how long the stages
-    are, and gradient norm and Hessian's trace ± its standard error at growth's start and end.
+    """Of each run the first drop of the rate, where growth starts by RULE and by two other factors, how long the two
+    stages are, and gradient norm and Hessian's trace ± its standard error, from the growth's start to the end.
     """
     rows = []
     for label, those in runs.items():
         for run in those:
             stationary, growth = stages(run)
-            at = {"start": run.curve[-growth] if growth else None, "end": run.curve[-1]}
-            row = dict(run=label, seed=run.config.seed, drop=next(iter(run.config.drop_epochs), "–"))
+            ends = [run.curve[-growth], run.curve[-1]] if growth else [run.curve[-1]]
             norms = [epoch[NORM] for epoch in run.curve]
-            row |= {f"start, x {factor:g}": growth_start(norms, factor=factor) or "–" for factor in (1.25, 1.5, 2)}
-            row |= dict(stationary=f"{stationary} epochs", growth=f"{growth} epochs")
-            for when, epoch in at.items():
-                shown = dict(
-                    norm="{batch_gradient_norm_hard:.2f}", trace="{hessian_trace:.1f} ± {hessian_trace_error:.1f}"
-                )
-                row |= {f"{name} at {when}": text.format(**epoch) if epoch else "–" for name, text in shown.items()}
+            starts = [growth_start(norms, factor=factor) or "–" for factor in FACTORS]
+            row = dict(run=label, seed=run.config.seed, drop=next(iter(run.config.drop_epochs), "–"))
+            row[f"growth starts, x {' / '.join(f'{factor:g}' for factor in FACTORS)}"] = " / ".join(map(str, starts))
+            row["stages (epochs)"] = f"{stationary} + {growth}"
+            row["norm"] = " -> ".join(f"{epoch[NORM]:.2f}" for epoch in ends)
+            row["trace"] = " -> ".join(
+                "{hessian_trace:.0f} ± {hessian_trace_error:.0f}".format(**epoch) for epoch in ends
+            )
             rows.append(row)
     return pd.DataFrame(rows)
 
