@@ -95,7 +95,7 @@ def drop_claims(id: str, runs: dict[str, list[Result]], most: str, column: str =
         if label != most and paired(runs[most], those):
             more, why = gain(runs[most], those, column, "diff"), at_chance(runs[most], those)
             text = f"more {what} accuracy is lost with {most} than with {label}"
-            of = f"{column_title(column)}, best - last: {most} less {label}"
+            of = f"{column_title(column)}, best - last, {most} against {label}"
             found.append(judged(id, text, of, more, reason=why))
     return found
 
