@@ -76,8 +76,9 @@ def test_the_claims_on_the_two_schedules():
     said = phases.claims([result(smooth)], [result(rough, correct=(80, 80))])
     assert seen(said) == [False, True, False, False, True]
     table = phases.table({"a": [result(rough)], "b": [result(smooth, seed=3)]})
-    assert list(table.growth) == ["10 epochs", "4 epochs"] and list(table.seed) == [0, 3]
-    assert list(table["trace at start"]) == ["10.0 ± 0.1", "16.0 ± 0.1"]
+    assert list(table["stages (epochs)"]) == ["8 + 10", "14 + 4"] and list(table.seed) == [0, 3]
+    assert list(table["growth starts, x 1.25 / 1.5 / 2"]) == ["11 / 11 / –", "17 / 17 / –"]
+    assert list(table.trace) == ["10 ± 0 -> 19 ± 0", "16 ± 0 -> 19 ± 0"]
 
 
 def test_calibration_is_judged_from_the_kept_probabilities():
@@ -155,10 +156,10 @@ def test_the_generalisation_gap_and_iiw_are_tabled():
     grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=list(range(20)), **columns)
     hard = [result(grown, correct=(90, 60))]
     table = overfitting.table({"PGD-AT": hard})
-    assert list(table["gap"]) == ["10.00 -> 10.00"] and list(table["IIW, paper"]) == ["0.00 -> 19.00"]
+    assert list(table["gap (points)"]) == ["10.0 -> 10.0"] and list(table["IIW"]) == ["0 -> 19"]
     for changes, batches in ((dict(), 4), (dict(attacked_size=30), 1), (dict(train_eval_size=2000), 6)):
         table = overfitting.table({"PGD-AT": [result(grown, **changes)]})  # 1,000 images in batches of 50
-        assert list(table[f"IIW, code x 1e3, {batches} batches"]) == ["1000.00 -> 1000.00"]
+        assert list(table[f"IIW, code x 1,000 ({batches} batches)"]) == ["1000.0 -> 1000.0"]
 
 
 def test_separability_is_a_number(store, small):

@@ -90,7 +90,7 @@ def entitle(figure: Figure, message: str, small: str = "") -> Figure:
     """
     figure.suptitle(textwrap.fill(message, 80), x=0.01, ha="left", fontsize=10, weight="bold")
     if small:
-        text = "\n".join(textwrap.fill(line, 135) for line in small.splitlines())
+        text = "\n".join(textwrap.fill(line, 128) for line in small.splitlines())
         figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.25")
     return figure
 

@@ -1,38 +1,150 @@
-"""The slides' figures on robust overfitting, label rules and information in the weights: their table and claims."""
+"""The slides on robust overfitting, label rules and information in the weights: their figures, table and claims."""
 
 import math
 import statistics
 from itertools import pairwise
 
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from sglrlib.show import plots
+from sglrlib.show.style import colour_of, entitle, grid, ink, label_ends, marker_of, setting
 from sglrlib.show.tables import mean_and_spread
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import self_guided
 
+Runs = dict[str, list[Result]]  # method -> its runs, one a seed
+NORM, IIW = "batch_gradient_norm_hard", "iiw_paper"
+
+
+def gradient_norm(results: Runs, item: str = "") -> Figure:
+    """The slides' two panels over epochs: gradient norm and generalisation gap."""
+    panels = {"Gradient norm": NORM, "Robust: training − test (points)": "train_robust - test_robust"}
+    return side_by_side(results, panels, grows("the gradient norm", NORM, results), item)
+
+
+def information(results: Runs, item: str = "") -> Figure:
+    """IIW over epochs, each estimator in a panel of its own."""
+    panels = {"IIW, PIB's formula": IIW, "IIW, PIB's code": "iiw_code"}
+    return side_by_side(results, panels, grows("IIW", IIW, results), item)
+
+
+def label_rules(results: Runs, item: str = "") -> Figure:
+    """Robust test accuracy and gradient norm over epochs."""
+    panels = {"Robust test accuracy (%)": "test_robust", "Gradient norm": NORM}
+    return side_by_side(results, panels, plots.losses(results), item)
+
+
+def remaining(results: Runs, item: str = "") -> Figure:
+    """What else was recorded: gradient norms of each method's own loss and of all images at once, and sharpness."""
+    panels = {
+        "Gradient norm, own loss": "batch_gradient_norm_own",
+        "Norm of the mean gradient": "gradient_norm_hard",
+        "Trace of the Hessian": "hessian_trace",
+    }
+    return side_by_side(results, panels, grows("the trace of the Hessian", "hessian_trace", results), item)
+
+
+def information_of_rules(results: Runs, item: str = "") -> Figure:
+    """IIW over epochs; and at the last one, beside the robust accuracy lost after the best: each seed, and the mean."""
+    figure, (axes,) = grid(1, 2, 3.3)
+    label_ends(axes[0], panel(axes[0], results, "IIW", IIW))
+    means = {}
+    for label, runs in results.items():
+        points = [(run.drop("pgd_20"), run.curve[-1][IIW]) for run in runs]
+        colour, marker = colour_of(label, results), marker_of(label, results)
+        axes[1].plot(*zip(*points, strict=True), marker, color=colour, ms=4, alpha=0.5, mew=0)
+        means[label] = [statistics.fmean(values) for values in zip(*points, strict=True)]
+        axes[1].plot(*means[label], marker, color=colour, ms=8, mec="white", mew=0.5)
+        axes[1].annotate(
+            label, means[label], xytext=(7, 4), textcoords="offset points", fontsize=7.5, color=ink(colour)
+        )
+    axes[1].set(xlabel="Robust accuracy lost (points)", yscale="log", ylim=axes[0].get_ylim())
+    axes[1].set_ylabel("IIW at the last epoch")
+    (first, (_, usual)), most = next(iter(means.items())), max(means, key=lambda label: means[label][1])
+    message = f"{most} ends with {means[most][1] / usual:.1f} times the IIW of {first} and loses"
+    message += f" {means[most][0]:.1f} points of robust accuracy, {first} {means[first][0]:.1f}"
+    return entitle(figure, message, small(results, item) + " Right: a small mark a seed, a large one their mean.")
+
+
+def side_by_side(results: Runs, panels: dict[str, str], message: str, item: str) -> Figure:
+    """Panels over epochs, one column of the curve each; rings at the best epochs."""
+    figure, axes = grid(1, len(panels), 3.3, sharex=True)
+    for axis, (title, column) in zip(axes.flat, panels.items(), strict=True):
+        ends = panel(axis, results, title, column)
+    label_ends(axis, ends)
+    return entitle(figure, message, small(results, item))
+
+
+def panel(axis, results: Runs, title: str, column: str) -> dict:
+    """One column of the curve over epochs, IIW on a logarithmic axis, a ring at each seed's best epoch.
+
+    What the first tenth of the epochs holds does not stretch the axis. Returns what label_ends() wants.
+    """
+    config = max((runs[0].config for runs in results.values()), key=lambda config: "refine_start" in config.as_dict())
+    ends = plots.lines(axis, results, {column: "-"}, best=column)
+    plots.mark_phases(axis, config)
+    axis.set(xlabel="Epoch", ylabel=title)
+    values = [plots.value(row, column) for runs in results.values() for run in runs for row in settled(run)]
+    room = 0.05 * (max(values) - min(values)) or 1
+    axis.set_ylim(min(values) - room, max(values) + room)
+    if column.startswith("iiw") and min(values) > 0:
+        axis.set(yscale="log", ylim=(min(values) / 1.3, 1.3 * max(values)))
+    if column.startswith("test"):
+        plots.mark_chance(axis, config)
+    return ends
+
+
+def small(results: Runs, item: str) -> str:
+    """What stands below a figure of panels."""
+    text = setting(next(iter(results.values()))) + plots.unequal(results) + " Rings: best epoch of each seed."
+    return f"{item}: {text}" if item else text
+
+
+def settled(run: Result) -> list[dict]:
+    """The curve without the first tenth of the epochs."""
+    return run.curve[len(run.curve) // 10 :]
+
+
+def grows(what: str, column: str, results: Runs) -> str:
+    """How many times as large a column is at the end as after the first drop of the learning rate, in a sentence."""
+    grown = {
+        label: statistics.fmean(run.curve[-1][column] for run in runs)
+        / (statistics.fmean(after_drop(run, column) for run in runs) or math.nan)
+        for label, runs in results.items()
+    }
+    each = ", ".join(f"{factor:.1f}-fold with {label}" for label, factor in grown.items())
+    return f"After the first drop of the learning rate {what} grows {each}"
+
+
+def after_drop(run: Result, column: str) -> float:
+    """A column's median in the tenth of the epochs from the first drop of the learning rate on."""
+    first = run.config.drop_epochs[0] if run.config.drop_epochs else len(run.curve) // 2
+    after = [row for row in run.curve if first <= row["epoch"] < first + math.ceil(len(run.curve) / 10)]
+    return statistics.median(row[column] for row in after or run.curve[-1:])
+
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """For each method at the best and the last epoch: generalisation gap, gradient norms and both IIW.
+    """For each method at the best and the last epoch: generalisation gap, gradient norm and both IIW.
 
     The second IIW is named with the number of batches that it is summed over: its scale depends on it.
     """
     run = next(iter(runs.values()))[0]
     images = min(n for n in (run.sizes["train"], run.config.train_eval_size, run.config.attacked_size) if n)
-    columns = {
-        "gap": lambda row: row["train_robust"] - row["test_robust"],
-        "norm, hard": lambda row: row["batch_gradient_norm_hard"],
-        "norm, own": lambda row: row["batch_gradient_norm_own"],
-        "IIW, paper": lambda row: row["iiw_paper"],
-        f"IIW, code x 1e3, {math.ceil(images / run.config.batch_size)} batches": lambda row: 1000 * row["iiw_code"],
+    columns = {  # name -> column of the curve, factor, decimals
+        "gap (points)": ("train_robust - test_robust", 1, 1),
+        "gradient norm": (NORM, 1, 2),
+        "IIW": (IIW, 1, 0),
+        f"IIW, code x 1,000 ({math.ceil(images / run.config.batch_size)} batches)": ("iiw_code", 1000, 1),
     }
     rows = []
     for label, those in runs.items():
-        ends = [(run.curve[run.best_epoch - 1], run.curve[-1]) for run in those]
+        ends = [[run.curve[run.best_epoch - 1] for run in those], [run.curve[-1] for run in those]]
         shown = {
-            name: " -> ".join(mean_and_spread([of(pair[i]) for pair in ends], 2) for i in (0, 1))
-            for name, of in columns.items()
+            name: " -> ".join(mean_and_spread([by * plots.value(row, column) for row in end], digits) for end in ends)
+            for name, (column, by, digits) in columns.items()
         }
         rows.append(dict(method=label) | shown | dict(seeds=len(those)))
     return pd.DataFrame(rows)
@@ -82,7 +194,7 @@ def claims(hard: list[Result], others: dict[str, list[Result]]) -> list[Claim]:
 
 def correlation(run: Result) -> float:
     """Spearman's rho of the changes of IIW and gradient norm from epoch to epoch, after the first tenth of them."""
-    rows = run.curve[len(run.curve) // 10 :]
+    rows = settled(run)
     changes = [[b[c] - a[c] for a, b in pairwise(rows)] for c in ("iiw_paper", "batch_gradient_norm_hard")]
     return spearmanr(*changes).statistic
 

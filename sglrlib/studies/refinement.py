@@ -90,11 +90,13 @@ def drop_claims(id: str, runs: dict[str, list[Result]], most: str, column: str =
 
     That a thing does no harm cannot be shown, only that it does less; and that one of them alone overfits is no answer.
     """
-    of, found = f"{column_title(column)}, best - last", []
+    what, found = "natural" if column == "natural" else "robust", []
     for label, those in runs.items() if most in runs else ():
         if label != most and paired(runs[most], those):
             more, why = gain(runs[most], those, column, "diff"), at_chance(runs[most], those)
-            found.append(judged(id, f"{most} costs more than {label}", of, more, reason=why))
+            text = f"more {what} accuracy is lost with {most} than with {label}"
+            of = f"{column_title(column)}, best - last, {most} against {label}"
+            found.append(judged(id, text, of, more, reason=why))
     return found
 
 

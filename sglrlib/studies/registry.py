@@ -15,7 +15,7 @@ from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
-from sglrlib.studies import calibration, doubt, overfitting, phases, refinement, sweep
+from sglrlib.studies import calibration, doubt, noise_kinds, overfitting, phases, refinement, sweep
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -48,13 +48,16 @@ def committed(make: Callable[..., RunConfig], *columns: str) -> list[Result]:
 
 
 def best(rows: Iterable[str], *columns: str, **changes: object) -> dict[str, list[Result]]:
-    """Row of the paper's tables -> its committed results, one a seed, at the largest scale that has them for all rows.
+    """best_of() for rows of the paper's tables, with changes to each row's recipe."""
+    return best_of({row: partial(row_recipe, row, **changes) for row in rows}, *columns)
 
-    changes: to each row's recipe. columns: that the results must have. Empty where no scale has all.
+
+def best_of(makers: dict[str, Callable[..., RunConfig]], *columns: str) -> dict[str, list[Result]]:
+    """Label -> the committed results of make(dataset, scale, seed=seed), one a seed, at the largest scale that has some
+    for every label. columns: that the results must have. Empty where no scale has all.
     """
-    rows = list(rows)
     for dataset, scale in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
-        found = {row: committed(partial(row_recipe, row, dataset, scale, **changes), *columns) for row in rows}
+        found = {label: committed(partial(make, dataset, scale), *columns) for label, make in makers.items()}
         if all(found.values()):
             return found
     return {}
@@ -158,14 +161,14 @@ def black_box(row: Row) -> Iterator[Claim]:
 def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 09."""
     for name, column, light in (("PGD-AT", "pgd_20", {}), ("Standard", "natural", swept(scale))):
-        spoilt = partial(row, name, column, **light)
-        kinds = {kind: spoilt(noise=kind, noise_rate=0.3) for kind in ("gaussian", "random_pixels", "symmetric")}
+        planted = noise_kinds.spoilt(("gaussian", "random_pixels", "symmetric")).items()
+        kinds = {kind: row(name, column, **light, **changes) for kind, changes in planted}
         kinds = {kind: those for kind, those in kinds.items() if those}
-        yield from refinement.drop_claims("other_noise", kinds, "symmetric", column)
-    budgets = (0, 6, 13, 26, 39) if dataset == "digits" else (0, 2, 4, 8, 12)
-    named = {f"eps = {eps}/255": row("PGD-AT", "pgd_20", eps_255=eps, step_255=eps / 4) for eps in budgets}
-    named = {name: those for name, those in named.items() if those}
-    yield from refinement.drop_claims("weak_attacks", named, f"eps = {budgets[3]}/255")
+        yield from refinement.drop_claims("other_noise", kinds, noise_kinds.WRONG_LABELS, column)
+    budgets = noise_kinds.budgets(dataset)
+    runs = [row("PGD-AT", "pgd_20", **noise_kinds.attack(eps)) for eps in budgets]
+    usual = f"ε = {budgets[noise_kinds.USUAL]}/255"
+    yield from refinement.drop_claims("weak_attacks", noise_kinds.by_budget(filter(None, runs)), usual)
 
 
 def parts(row: Row) -> Iterator[Claim]:
