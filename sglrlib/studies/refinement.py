@@ -75,11 +75,11 @@ def masking_claims(runs: list[Result], columns: Iterable[str]) -> list[Claim]:
     return found
 
 
-def part_claims(one: list[Result], name: str, other: list[Result], rival: str) -> list[Claim]:
+def part_claims(id: str, one: list[Result], name: str, other: list[Result], rival: str) -> list[Claim]:
     """That one kind of run ends above another, natural and under PGD-20."""
-    text, why = f"{one[0].config.arch}: {name} ends above {rival}", at_chance(one, other)
+    text, why = f"{name} ends above {rival}", at_chance(one, other)
     return [
-        judged("parts", text, f"{column_title(c)}, last epoch", gain(one, other, c), reason=why)
+        judged(id, text, f"{column_title(c)}, last epoch", gain(one, other, c), reason=why)
         for c in ("natural", "pgd_20")
         if paired(one, other)
     ]

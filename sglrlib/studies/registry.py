@@ -11,11 +11,12 @@ import pandas as pd
 
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
+from sglrlib.method.labels import LABELS
 from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
-from sglrlib.studies import calibration, doubt, overfitting, phases, refinement, sweep
+from sglrlib.studies import ablation, calibration, doubt, overfitting, phases, refinement, sweep
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -53,11 +54,18 @@ def best(rows: Iterable[str], *columns: str, **changes: object) -> dict[str, lis
     changes: to each row's recipe. columns: that the results must have. Empty where no scale has all.
     """
     rows = list(rows)
-    for dataset, scale in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
+
+    def complete(dataset: str, scale: str) -> dict[str, list[Result]]:
         found = {row: committed(partial(row_recipe, row, dataset, scale, **changes), *columns) for row in rows}
-        if all(found.values()):
-            return found
-    return {}
+        return found if all(found.values()) else {}
+
+    return largest(complete)
+
+
+def largest(find: Callable[[str, str], dict]) -> dict:
+    """What find(dataset, scale) gives at the largest scale where it gives anything."""
+    scales = ("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")
+    return next(filter(None, (find(dataset, scale) for dataset, scale in scales)), {})
 
 
 def judge_all() -> list[tuple[str, Claim]]:
@@ -85,6 +93,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from black_box(row)
     yield from kinds_of_noise(row, dataset, scale)
     yield from parts(row)
+    yield from control(row, dataset)
     yield from doubted(dataset, scale)
 
 
@@ -105,14 +114,24 @@ def main_tables(row: Row) -> Iterator[Claim]:
 
 def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 03."""
-    runs: dict[str, list[Result]] = {}
-    noises = [("symmetric", rate) for rate in (0.2, 0.4, 0.6, 0.8)] + [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
+    yield from sweep.claims(noise_sweep(dataset, scale))
+
+
+def noise_sweep(dataset: str, scale: str) -> sweep.Sweep:
+    """The committed results of standard training by the paper's label rules, under each kind and rate of noise."""
+    noises = [("symmetric", rate) for rate in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    noises += [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
     noises += [(kind, 1.0) for kind in HUMAN if kind in noises_of(dataset)]
-    for noise, rate in noises:
-        for labels in ("hard", "self_guided"):
-            how = dict(swept(scale), method="standard", noise=noise, noise_rate=rate, labels=labels)
-            runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
-    yield from sweep.claims(sweep.by_noise(runs))
+    light = dict(swept(scale), method="standard")
+    runs = {
+        f"{noise} {rate} {rule}": committed(
+            partial(recipe, dataset, scale, **light, noise=noise, noise_rate=rate, labels=rule)
+        )
+        for noise, rate in noises
+        for rule in sweep.PAPER_NAMES
+        if rule in LABELS
+    }
+    return sweep.by_noise(runs)
 
 
 def calibrated(row: Row) -> Iterator[Claim]:
@@ -169,12 +188,20 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
 
 
 def parts(row: Row) -> Iterator[Claim]:
-    """Notebook 12, without its control."""
+    """Notebook 12, the parts of the method."""
     whole = row("PGD-AT+SGLR", "pgd_20")
-    for name, value in (("r", 0.5), ("alpha", 0.0), ("lam", 0.0), ("lam", 1.0), ("refine_start", 0.65)):
+    for name, value in ablation.PARTS:
         changed = row("PGD-AT+SGLR", "pgd_20", **{name: value})
         if whole and changed:
-            yield from refinement.part_claims(whole, "PGD-AT+SGLR", changed, f"{name} = {value:g}")
+            yield from refinement.part_claims("parts", whole, "PGD-AT+SGLR", changed, ablation.label(name, value))
+
+
+def control(row: Row, dataset: str) -> Iterator[Claim]:
+    """Notebook 12, the pass on clean images."""
+    normed = ablation.NORMED if dataset == "digits" else {}
+    passed, refined = row("PGD-AT", "pgd_20", **normed, clean_pass="always"), row("PGD-AT+SGLR", "pgd_20", **normed)
+    if passed and refined:
+        yield from refinement.part_claims("control", refined, "PGD-AT+SGLR", passed, "PGD-AT with the clean pass")
 
 
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:
