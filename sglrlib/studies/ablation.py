@@ -1,17 +1,49 @@
 """Notebook 12: what each part of the method is worth at the end of training."""
 
 import statistics
+from collections.abc import Callable, Iterable
 
 from matplotlib.figure import Figure
 
 from sglrlib.show.style import colour_of, entitle, grid, ink, marker_of, named, setting
 from sglrlib.show.tables import column_title, interval
-from sglrlib.show.verdicts import SEEDS, Claim, judged
+from sglrlib.show.verdicts import SEEDS, Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import gain
 
 PARTS = (("r", 0.5), ("alpha", 0.0), ("lam", 0.0), ("lam", 1.0), ("refine_start", 0.65))  # one changed at a time
 NORMED = dict(arch="bn_cnn16", epochs=30)  # the control's network on digits, where the recipe's has no BatchNorm
+PLAIN, PASSED, WHOLE = "PGD-AT", "PGD-AT with the pass", "the whole method"
+Make = Callable[..., list]  # a row's name and changes -> its configurations or results, one a seed
+
+
+def cases(row: Make, parts: Iterable[tuple[str, float]] = PARTS) -> dict[str, list]:
+    """PGD-AT, the whole method, and the method with each of the parts changed."""
+    changed = {label(name, value): row("PGD-AT+SGLR", **{name: value}) for name, value in parts}
+    return {PLAIN: row("PGD-AT"), WHOLE: row("PGD-AT+SGLR"), **changed}
+
+
+def controls(row: Make) -> dict[str, list]:
+    """PGD-AT and the whole method, with and without a pass on clean images in train mode."""
+    return {
+        PLAIN: row("PGD-AT"),
+        PASSED: row("PGD-AT", clean_pass="always"),
+        WHOLE: row("PGD-AT+SGLR"),
+        f"{WHOLE} (pass in eval mode)": row("PGD-AT+SGLR", clean_pass="eval"),
+    }
+
+
+def claims(cases: dict[str, list[Result]], controls: dict[str, list[Result]]) -> list[Claim]:
+    """That the whole method ends above each change of a part, and above PGD-AT with the pass; natural and PGD-20."""
+    text = f"{WHOLE} ends above the same with one part changed"
+    rivals = [("parts", text, cases, name) for name in cases if name not in (WHOLE, PLAIN)]
+    found = []
+    for id, text, runs, name in [*rivals, ("control", f"{WHOLE} ends above PGD-AT with the pass", controls, PASSED)]:
+        one, other = runs.get(WHOLE, []), runs.get(name, [])
+        for column in ("natural", "pgd_20") if paired(one, other) else ():
+            of = f"{name}: {column_title(column)}, last epoch"
+            found.append(judged(id, text, of, gain(one, other, column), reason=at_chance(one, other)))
+    return found
 
 
 def label(name: str, value: float) -> str:

@@ -3,15 +3,14 @@
 import statistics
 import textwrap
 from collections.abc import Iterable
-from functools import partial
 
 from matplotlib.figure import Figure
 
-from sglrlib.recipes import row_recipe
 from sglrlib.show.style import colour_of, entitle, grid, label_ends, marker_of, named, setting
 from sglrlib.show.tables import CHECKPOINTS, column_title, interval, paper_value
+from sglrlib.show.verdicts import Claim
 from sglrlib.store.results import Result
-from sglrlib.studies import registry
+from sglrlib.studies import refinement, registry
 
 # Networks that the attacks are made on, at each scale: the paper's, and what stands for them.
 SOURCES = dict(mini="cnn24, cnn32", small="preact_resnet18_16, preact_resnet10_32", paper="resnet34, resnet50")
@@ -22,9 +21,8 @@ PAPER_SOURCES = SOURCES["paper"].split(", ")
 def transferred(dataset: str, scale: str) -> dict[str, list[Result]]:
     """PGD-AT and PGD-AT+SGLR as they are committed at a scale, if attacks from other networks are among the columns."""
     rows = ("PGD-AT", "PGD-AT+SGLR")
-    found = {row: registry.committed(partial(row_recipe, row, dataset, scale)) for row in rows}
-    found = {row: [run for run in runs if made(run)] for row, runs in found.items()}
-    return found if all(found.values()) else {}
+    row = registry.rows_at(dataset, scale)
+    return {name: [run for run in row(name) if made(run)] for name in rows}
 
 
 def made(run: Result) -> list[str]:
@@ -90,5 +88,11 @@ def message(results: dict[str, list[Result]], columns: Iterable[str]) -> str:
     for title, runs in results.items():
         gained = [[run.accuracy("last", c) - run.accuracy("last", c.split(" ")[0]) for run in runs] for c in columns]
         more = [statistics.fmean(values) for values in gained]
-        parts.append(f"{min(more):.0f} to {max(more):.0f} points for {title}")
-    return f"Attacks made on other networks leave a network more accuracy than its own: {', '.join(parts)}"
+        parts.append(f"{title} {min(more):.0f} to {max(more):.0f} points")
+    return f"Attacks made on other networks leave more accuracy than a network's own: {', '.join(parts)} more"
+
+
+def claims(results: dict[str, list[Result]], columns: Iterable[str]) -> list[Claim]:
+    """That the refined network does not hide its gradients, and that its gap between best and last is the smaller one."""
+    hard, refined = results.values()
+    return refinement.masking_claims(refined, columns) + refinement.gap_claims(hard, refined, columns)

@@ -1,25 +1,26 @@
 """The main tables: natural and robust accuracy of each method beside the paper's, and what PGD-20 hides."""
 
 import statistics
-from functools import partial
+from collections.abc import Iterable
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sglrlib.recipes import PAPER_ROWS, row_recipe
+from sglrlib.recipes import PAPER_ROWS
 from sglrlib.show.style import colour_of, entitle, grid, label_points, marker_of, named, setting
-from sglrlib.show.tables import column_title, interval, paper_gaps, paper_place, paper_value, per_image
-from sglrlib.show.verdicts import judged
+from sglrlib.show.tables import column_title, interval, mean_and_spread, paper_gaps, paper_place, paper_value, per_image
+from sglrlib.show.verdicts import Claim
 from sglrlib.store.results import CHECKPOINTS, Result
-from sglrlib.studies import registry
+from sglrlib.studies import refinement, registry
 
 PAIR = ("PGD-AT", "PGD-AT+SGLR")  # what the paper's claim is on
 
 
 def some_rows(dataset: str, scale: str) -> dict[str, list[Result]]:
     """Those of the paper's rows that are committed at a scale with PGD-20, if more than one is."""
-    found = {row: registry.committed(partial(row_recipe, row, dataset, scale), "pgd_20") for row in PAPER_ROWS}
-    found = {row: runs for row, runs in found.items() if runs}
+    row = registry.rows_at(dataset, scale)
+    found = {name: row(name, "pgd_20") for name in PAPER_ROWS}
+    found = {name: runs for name, runs in found.items() if runs}
     return found if len(found) > 1 else {}
 
 
@@ -92,19 +93,27 @@ def message(results: dict[str, list[Result]], column: str, place: dict, theirs: 
 
 
 def gaps(results: dict[str, list[Result]]) -> pd.DataFrame:
-    """PGD-20 minus AutoAttack in points, the paper's rows and ours, best and final; ours on the images that AutoAttack
-    had, with the 95 % interval.
+    """PGD-20 minus AutoAttack in points, best and final: the paper's rows, and ours on the images that AutoAttack had,
+    mean ± std over seeds.
     """
-    table = {}
+    table: dict[tuple[str, str], dict[str, str]] = {}
     for row in paper_gaps().itertuples():
         for when in ("best", "final"):
-            cells = table.setdefault((f"the paper, {named(row.dataset)}, {named(row.model)}", when.capitalize()), {})
-            cells[row.row] = f"{getattr(row, when):.1f}"
+            at = f"the paper: {named(row.dataset)}, {named(row.model)}", when.capitalize()
+            table.setdefault(at, {})[row.row] = f"{getattr(row, when):.1f}"
     for title, runs in results.items():
-        attacked = f"pgd_20 on {runs[0].n('autoattack')}"
+        n = runs[0].n("autoattack")
         for when in ("best", "final"):
-            more = [100 * (per_image(run, when, attacked) - per_image(run, when, "autoattack")) for run in runs]
-            found = judged("", "", "", more)
-            cells = table.setdefault((f"ours, {named(runs[0].config.dataset)}", when.capitalize()), {})
-            cells[title] = f"{found.effect:.1f} ({found.low:.1f} to {found.high:.1f})"
+            more = [per_image(run, when, f"pgd_20 on {n}") - per_image(run, when, "autoattack") for run in runs]
+            at = f"ours: {named(runs[0].config.dataset)}, {n} images", when.capitalize()
+            table.setdefault(at, {})[title] = mean_and_spread([100 * each.mean().item() for each in more])
     return pd.DataFrame(table, index=pd.Index(PAPER_ROWS, name="method")).fillna("–")
+
+
+def claims(runs: dict[str, list[Result]], columns: Iterable[str]) -> list[Claim]:
+    """The claims wherever a row with hard labels and the same with refined ones are both there."""
+    found = []
+    for row in [row for row in runs if f"{row}+SGLR" in runs]:
+        both = runs[row], runs[f"{row}+SGLR"]
+        found += refinement.claims(*both, [c for c in columns if all(run.has(c, 1) for run in [*both[0], *both[1]])])
+    return found

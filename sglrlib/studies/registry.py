@@ -54,18 +54,25 @@ def best(rows: Iterable[str], *columns: str, **changes: object) -> dict[str, lis
     changes: to each row's recipe. columns: that the results must have. Empty where no scale has all.
     """
     rows = list(rows)
-
-    def complete(dataset: str, scale: str) -> dict[str, list[Result]]:
-        found = {row: committed(partial(row_recipe, row, dataset, scale, **changes), *columns) for row in rows}
-        return found if all(found.values()) else {}
-
-    return largest(complete)
+    return largest(lambda *at: {row: rows_at(*at)(row, *columns, **changes) for row in rows})
 
 
 def largest(find: Callable[[str, str], dict]) -> dict:
-    """What find(dataset, scale) gives at the largest scale where it gives anything."""
-    scales = ("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")
-    return next(filter(None, (find(dataset, scale) for dataset, scale in scales)), {})
+    """What find(dataset, scale) gives at the largest scale where none of it is empty."""
+    for at in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
+        found = find(*at)
+        if found and all(found.values()):
+            return found
+    return {}
+
+
+def rows_at(dataset: str, scale: str) -> Row:
+    """What gives the committed results of a row of the paper's tables at a scale."""
+
+    def row(name: str, *columns: str, **changes: object) -> list[Result]:
+        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
+
+    return row
 
 
 def judge_all() -> list[tuple[str, Claim]]:
@@ -81,10 +88,7 @@ def judge_all() -> list[tuple[str, Claim]]:
 
 def judge(dataset: str, scale: str) -> Iterator[Claim]:
     """The claims on one dataset at one scale, notebook by notebook."""
-
-    def row(name: str, *columns: str, **changes: object) -> list[Result]:
-        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
-
+    row = rows_at(dataset, scale)
     yield from main_tables(row)
     yield from noise_rates(dataset, scale)
     yield from calibrated(row)
@@ -92,8 +96,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from label_rules(row)
     yield from black_box(row)
     yield from kinds_of_noise(row, dataset, scale)
-    yield from parts(row)
-    yield from control(row, dataset)
+    yield from ablation.claims(ablated(dataset, scale), controlled(dataset, scale))
     yield from doubted(dataset, scale)
 
 
@@ -187,21 +190,16 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     yield from refinement.drop_claims("weak_attacks", named, f"eps = {budgets[3]}/255")
 
 
-def parts(row: Row) -> Iterator[Claim]:
+def ablated(dataset: str, scale: str) -> dict[str, list[Result]]:
     """Notebook 12, the parts of the method."""
-    whole = row("PGD-AT+SGLR", "pgd_20")
-    for name, value in ablation.PARTS:
-        changed = row("PGD-AT+SGLR", "pgd_20", **{name: value})
-        if whole and changed:
-            yield from refinement.part_claims("parts", whole, "PGD-AT+SGLR", changed, ablation.label(name, value))
+    row = rows_at(dataset, scale)
+    return ablation.cases(lambda name, **changes: row(name, "pgd_20", **changes))
 
 
-def control(row: Row, dataset: str) -> Iterator[Claim]:
-    """Notebook 12, the pass on clean images."""
-    normed = ablation.NORMED if dataset == "digits" else {}
-    passed, refined = row("PGD-AT", "pgd_20", **normed, clean_pass="always"), row("PGD-AT+SGLR", "pgd_20", **normed)
-    if passed and refined:
-        yield from refinement.part_claims("control", refined, "PGD-AT+SGLR", passed, "PGD-AT with the clean pass")
+def controlled(dataset: str, scale: str) -> dict[str, list[Result]]:
+    """Notebook 12, its control."""
+    row, normed = rows_at(dataset, scale), ablation.NORMED if dataset == "digits" else {}
+    return ablation.controls(lambda name, **changes: row(name, "pgd_20", **normed, **changes))
 
 
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:

@@ -7,10 +7,11 @@ from statistics import fmean
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN
 from sglrlib.method.labels import LABELS
 from sglrlib.method.methods import METHODS
-from sglrlib.show import plots, style
+from sglrlib.show import notebook, plots, style
 from sglrlib.show.tables import interval, mean_and_spread, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
@@ -30,6 +31,17 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
     return sweep
 
 
+def described(configs: list[RunConfig]) -> str:
+    """What is about to be run or shown, and the noise; of standard training without the attack that it does not make."""
+    noises = dict.fromkeys((config.noise, config.noise_rate) for config in configs)
+    alike = [config for config in configs if (config.noise, config.noise_rate) == next(iter(noises))]
+    lines = [line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label noise")]
+    if METHODS[alike[0].method].selected_by == "natural":
+        lines = [line for line in lines if not line.startswith(("budget", "best epoch"))]
+        lines.append("best epoch: highest natural accuracy on validation images, whose labels are clean")
+    return "\n".join([*lines, "noise: " + ", ".join(f"{rate:.0%} of the {style.named(kind)}" for kind, rate in noises)])
+
+
 def portion_correct(run: Result) -> float:
     """The share (%) of the training labels that are right."""
     return 100 * (1 - run.sizes["wrong_labels"] / run.sizes["train"])
@@ -41,8 +53,8 @@ def memorised(run: Result) -> float:
 
 
 def figure(sweep: Sweep, item: str) -> Figure:
-    """Accuracy over epochs on test images above, on training images below, one column a rate of the first kind of noise.
-    In both rows against true labels solid, against labels with noise dotted; dashed the portion of correct training
+    """Accuracy over epochs on test images above, on training images below, one column a rate of the first noise. In
+    both rows against true labels solid, against labels with noise dotted; dashed the portion of correct training
     labels. At the right end of the upper row the paper's Table B.2.
     """
     noise = next(iter(sweep))[0]
@@ -74,8 +86,8 @@ def figure(sweep: Sweep, item: str) -> Figure:
         f"{some.sizes['train']:,} training and {some.sizes['test']:,} test images; noise: {style.named(noise)}; "
         f"{f'{seeds} seeds, bands from lowest to highest' if seeds > 1 else f'seed {config.seed}'}. "
         "Solid: against true labels; dotted: against labels with noise; dashed: portion of correct training labels; "
-        "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 with "
-        "another network."
+        "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 "
+        "with another network."
     )
     return style.entitle(drawn, message(rates), small)
 
