@@ -93,6 +93,6 @@ def message(results: dict[str, list[Result]], columns: Iterable[str]) -> str:
 
 
 def claims(results: dict[str, list[Result]], columns: Iterable[str]) -> list[Claim]:
-    """That the refined network does not hide its gradients, and that its gap between best and last is the smaller one."""
+    """That the refined network does not hide its gradients, and has the smaller gap between best and last."""
     hard, refined = results.values()
     return refinement.masking_claims(refined, columns) + refinement.gap_claims(hard, refined, columns)

@@ -304,10 +304,12 @@ def came_out(number: str) -> str:
 
 
 def effects(found: pd.DataFrame) -> str:
-    """The effects of verdicts on one claim, in brackets; what each was measured by where there are several."""
-    several = len(found) > 1
-    rows = zip(found["effect (95 %)"], found["measured by"], strict=True)
-    each = [f"{of}: {effect}" if several else effect for effect, of in rows]
+    """The effects of verdicts on one claim, in brackets: each with what it was measured by, of many only the range."""
+    values = list(found["effect (95 %)"])
+    if len(values) > 3:
+        numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
+        return f" ({len(values)} measurements: {numbers[0]} to {numbers[-1]})"
+    each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]
     return f" ({'; '.join(text.replace(' (', ', ').replace(')', '') for text in each)})"
 
 

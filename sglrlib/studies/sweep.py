@@ -32,14 +32,13 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
 
 
 def described(configs: list[RunConfig]) -> str:
-    """What is about to be run or shown, and the noise; of standard training without the attack that it does not make."""
-    noises = dict.fromkeys((config.noise, config.noise_rate) for config in configs)
-    alike = [config for config in configs if (config.noise, config.noise_rate) == next(iter(noises))]
+    """What is about to be run or shown, whatever the noise; of standard training without the attack that it lacks."""
+    alike = [c for c in configs if (c.noise, c.noise_rate) == (configs[0].noise, configs[0].noise_rate)]
     lines = [line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label noise")]
     if METHODS[alike[0].method].selected_by == "natural":
         lines = [line for line in lines if not line.startswith(("budget", "best epoch"))]
         lines.append("best epoch: highest natural accuracy on validation images, whose labels are clean")
-    return "\n".join([*lines, "noise: " + ", ".join(f"{rate:.0%} of the {style.named(kind)}" for kind, rate in noises)])
+    return "\n".join(lines)
 
 
 def portion_correct(run: Result) -> float:
