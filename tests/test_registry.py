@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from test_tables import result
@@ -138,3 +139,9 @@ def test_one_kind_that_overfits_answers_no_question_about_others():
     (claim,) = drop_claims("weak_attacks", runs, "eps = 8/255")
     assert claim.text == "more robust accuracy is lost with eps = 8/255 than with eps = 2/255"
     assert claim.effect == pytest.approx(9.5)
+
+
+def test_many_effects_are_said_by_their_range():
+    rows = [{"effect (95 %)": f"{k:+.1f} points (0.0 to 9.0)", "measured by": f"rate {k}"} for k in (3, -1, 2, 5)]
+    assert registry.effects(pd.DataFrame(rows)) == " (4 measurements: -1.0 points to +5.0 points)"
+    assert registry.effects(pd.DataFrame(rows[:1])) == " (rate 3: +3.0 points, 0.0 to 9.0)"

@@ -15,7 +15,7 @@ from sglrlib.method.labels import LABELS, Hard
 from sglrlib.recipes import RECORDED, recipe
 from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
-from sglrlib.studies import calibration, overfitting, phases, separability, sweep
+from sglrlib.studies import ablation, black_box, calibration, main_tables, overfitting, phases, separability, sweep
 from sglrlib.training import jobs
 from sglrlib.training.networks import load_model
 from sglrlib.training.runs import run
@@ -119,10 +119,64 @@ def test_the_noise_sweep_is_judged_at_each_rate():
     both = {rule: [swept(rule, 0.4, 99, 40, wrong=w)] for rule, w in (("hard", 100), ("self_guided", 7))}
     (spared,) = [claim for claim in sweep.claims({("symmetric", 0.4): both}) if claim.id == "not_memorised"]
     assert spared.effect == 93 and seen([spared]) == [True]
-    table = sweep.table(sweep.by_noise({"any": [*runs, swept("hard", 0.2, 99, 30)]}))
-    assert list(table["last"]) == ["40.0", "15.0", "5.0", "30.0"] and list(table.paper) == ["–", "–", "26.8*", "37.8*"]
-    assert list(table["train - test"]) == ["39.0", "-5.0", "5.0", "29.0"]  # at the last epoch
-    assert list(table.wrong) == ["36.0 %", "36.0 %", "0.0 %", "18.0 %"]
+
+
+def test_the_table_of_the_noise_sweep_is_the_papers_with_the_lowest_error_of_each_kind_marked():
+    hard, mine = [swept("hard", rate, 99, 40) for rate in (0.4, 0.2)], [swept("self_guided", 0.2, 80, 15)]
+    table = sweep.table(sweep.by_noise({"any": hard + mine}))
+    assert list(table.columns) == [("labels drawn anew", "40%"), ("labels drawn anew", "20%")]
+    assert list(table.loc[("", "wrong training labels")]) == ["36 %", "18 %"]
+    last, paper, above = "ours, last, seeds: 1", "paper*", "training - test, last"
+    assert list(table.loc[("hard labels", last)]) == ["**40.0**", "40.0"]  # alone at 40 %
+    assert list(table.loc[("hard labels", paper)]) == ["–", "37.8"]
+    assert list(table.loc[("hard labels", above)]) == ["39.0", "39.0"]
+    refined = table.loc["self-guided labels"]
+    assert [list(refined.loc[name]) for name in (last, paper, above)] == [
+        ["–", "**15.0**"],
+        ["–", "**33.8**"],
+        ["–", "-5.0"],
+    ]
+
+
+def test_standard_training_is_described_without_an_attack():
+    plain, attacked = (
+        sweep.described([recipe(method=m, noise_rate=r) for r in (0.0, 0.4)]) for m in ("standard", "pgd_at")
+    )
+    assert "PGD" not in plain and "best epoch: highest natural accuracy" in plain and "planted" not in plain
+    assert "training attack PGD-7" in attacked and "best epoch: highest PGD-10" in attacked
+
+
+def test_the_forest_says_what_ends_below_the_whole_method_and_what_cannot_be_told_from_it():
+    ends = {ablation.WHOLE: 80, "α = 0": 80, "r = 0.5": 60}
+    runs = {name: [result([], correct=(90, k), seed=seed) for seed in range(3)] for name, k in ends.items()}
+    figure = ablation.forest(runs, ablation.WHOLE, "Equation 1")
+    assert figure.get_suptitle() == ("Under PGD-20, r = 0.5 ends below the whole method; α = 0 cannot be told from it")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["r = 0.5", ablation.WHOLE, "α = 0"]
+    claims = ablation.claims(runs, {})
+    assert [claim.of.split(":")[0] for claim in claims] == ["α = 0"] * 2 + ["r = 0.5"] * 2
+    assert [claim.word for claim in claims if "r = 0.5" in claim.of] == ["holds"] * 2
+    assert (
+        ablation.label("lam", 1.0) == "λ = 1" and ablation.label("refine_start", 0.65) == "start at 65% of the epochs"
+    )
+
+
+def test_a_source_of_the_papers_is_compared_with_itself_and_another_with_the_next_one_free():
+    assert black_box.stand_ins(["cnn24", "cnn32", "cnn40"]) == dict(cnn24="resnet34", cnn32="resnet50", cnn40="cnn40")
+    assert black_box.stand_ins(["resnet50", "cnn8"]) == dict(resnet50="resnet50", cnn8="resnet34")
+    columns = black_box.beside(["pgd_10 from cnn24 best 0a", "cw_inf from cnn24 best 0a", "pgd_10 from cnn32 best 0b"])
+    assert list(columns.values()) == ["pgd_10 from resnet34", "cw_inf from resnet34", "pgd_10 from resnet50"]
+
+
+def test_the_main_figure_says_how_far_refined_labels_end_above_hard_ones():
+    runs = {
+        "PGD-AT": [result([], correct=(80, 70))],
+        "PGD-AT+SGLR": [result([], correct=(80, 66), labels="self_guided")],
+    }
+    figure = main_tables.trade_off(runs, "pgd_20", "Table B.4")
+    assert figure.get_suptitle() == "Under PGD-20, PGD-AT+SGLR ends 4.0 points below PGD-AT (the paper: 14.5)"
+    names = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in names]
+    assert {text.get_text() for text in names} == set(runs) and not boxes[0].overlaps(boxes[1])
 
 
 def test_overfitting_claims_compare_the_rules_that_are_there():

@@ -8,6 +8,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from sglrlib import paths
 from sglrlib.method.data import HUMAN
@@ -31,7 +33,10 @@ OTHER_COLOURS = ("#1B7F4B", "#B8860B", "#7A1F3D", "#2E6F9E", "#555555", "#000000
 OTHER_MARKERS = "><dH8p"
 NAMES = dict(
     digits="8x8 digits", cifar10="CIFAR-10", cifar100="CIFAR-100",
-    cnn16="a 3-layer CNN", resnet18="ResNet-18", wrn34_10="WRN-34-10", preact_resnet10_16="a narrow PreAct-ResNet-10",
+    cnn16="a 3-layer CNN", bn_cnn16="a 3-layer CNN with BatchNorm", cnn24="a wider CNN", cnn32="a still wider CNN",
+    resnet18="ResNet-18", resnet34="ResNet-34", resnet50="ResNet-50", wrn34_10="WRN-34-10",
+    preact_resnet10_16="a narrow PreAct-ResNet-10", preact_resnet18_16="a narrow PreAct-ResNet-18",
+    preact_resnet10_32="a wider PreAct-ResNet-10",
     symmetric="labels drawn anew", symmetric_wrong="labels moved to a wrong class", gaussian="Gaussian images",
     random_pixels="random pixels", shuffled_pixels="shuffled pixels", human_aggregate="people's labels, aggregate",
     human_worst="people's labels, worst", hard="hard labels", smooth="smoothed labels", ensemble="temporal ensembling",
@@ -90,7 +95,7 @@ def entitle(figure: Figure, message: str, small: str = "") -> Figure:
     """
     figure.suptitle(textwrap.fill(message, 80), x=0.01, ha="left", fontsize=10, weight="bold")
     if small:
-        text = "\n".join(textwrap.fill(line, 128) for line in small.splitlines())
+        text = "\n".join(textwrap.fill(line, 125) for line in small.splitlines())
         figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.25")
     return figure
 
@@ -122,6 +127,42 @@ def label_ends(axis, ends: dict[str, tuple[float, float, object]], size: float =
         axis.annotate(name, (x, np.exp(y) if log else y), color=ink(colour), annotation_clip=False, **place)
 
 
+def label_points(axis, points: dict[str, tuple[tuple[float, float], object]], size: float = 7.5) -> None:
+    """Write names beside points, name -> (x, y) and colour: each where it covers least of the axis's lines and of the
+    other names, with a thin line to its point if that is not near. To be called last, when the axis has its place.
+    """
+    axis.figure.draw_without_rendering()
+    scale, inside, written = axis.figure.dpi / 72, axis.get_window_extent(), []
+    drawn = np.concatenate([between(line.get_transform().transform(line.get_xydata())) for line in axis.lines])
+    places = [(far * np.cos(turn), far * np.sin(turn)) for far in (8, 14, 22, 32) for turn in np.arange(16) * np.pi / 8]
+
+    def put(text: Text, place: tuple[float, float]) -> Bbox:
+        right, up = place
+        text.set(position=place, ha="center" if abs(right) < 4 else "left" if right > 0 else "right")
+        text.set_va("center" if abs(up) < 4 else "bottom" if up > 0 else "top")
+        return text.get_window_extent().padded(1.5 * scale)
+
+    def cost(box: Bbox, place: tuple[float, float]) -> float:
+        covered = np.all((drawn > box.min) & (drawn < box.max), axis=1).sum()
+        crossed = sum(box.overlaps(other) for other in written)
+        outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
+        return covered + 100 * crossed + 50 * outside + np.hypot(*place) / 4
+
+    for name, (at, colour) in points.items():
+        text = axis.annotate(name, at, textcoords="offset points", xytext=(0, 0), fontsize=size, color=ink(colour))
+        found = min(places, key=lambda place: cost(put(text, place), place))
+        written.append(put(text, found))
+        if np.hypot(*found) > 10:
+            line = dict(arrowstyle="-", color=colour, lw=0.5, shrinkA=0, shrinkB=4)
+            axis.annotate("", at, textcoords="offset points", xytext=found, arrowprops=line)
+
+
+def between(line: np.ndarray, steps: int = 40) -> np.ndarray:
+    """Many points on a line given by its corners (n, 2)."""
+    along = np.linspace(0, len(line) - 1, steps * max(1, len(line) - 1))
+    return np.stack([np.interp(along, range(len(line)), values) for values in line.T], axis=1)
+
+
 def ink(colour: object) -> tuple:
     """A colour dark enough to be read as text on white: contrast 4.5 at least, as WCAG asks for."""
     rgb = np.array(to_rgb(colour))
@@ -136,14 +177,18 @@ def luminance(rgb: np.ndarray) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-def setting(runs: list[Result]) -> str:
-    """What was run: dataset, network, budget, noise in the training data, images and seeds."""
+def setting(runs: list[Result], bars: str = "") -> str:
+    """What was run: dataset, network, budget, noise in the training data, images and seeds; and what the bars are, of a
+    figure that has such and no curves.
+    """
     config = runs[0].config
     n, attacked = runs[0].sizes["test"], config.attacked_size
-    few = f" ({attacked:,} of them over the epochs)" if 0 < attacked < n else ""
-    seeds = f"{len(runs)} seeds, bands from lowest to highest" if len(runs) > 1 else f"seed {config.seed}"
+    few = f" ({attacked:,} of them over the epochs)" if 0 < attacked < n and not bars else ""
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"
+    spread = f", bars: {bars}" if bars else ", bands from lowest to highest" if len(runs) > 1 else ""
     network = f"{named(config.dataset)}, {named(config.arch)}, {runs[0].sizes['train']:,} training images"
-    return f"{network}, ε = {config.eps_255}/255, {noise_in_words(config)}; {n:,} test images{few}; {seeds}."
+    budget = f"ε = {config.eps_255}/255, " if config.method != "standard" else ""
+    return f"{network}, {budget}{noise_in_words(config)}; {n:,} test images{few}; {seeds}{spread}."
 
 
 def noise_in_words(config) -> str:

@@ -1,63 +1,119 @@
-"""The figure of the main tables: each method's natural and robust accuracy, beside the paper's."""
+"""The main tables: natural and robust accuracy of each method beside the paper's, and what PGD-20 hides."""
 
 import statistics
+from collections.abc import Iterable
 
-import matplotlib.pyplot as plt
-import seaborn as sns
+import pandas as pd
 from matplotlib.figure import Figure
 
-from sglrlib.show.style import colour_of, marker_of
-from sglrlib.show.tables import column_title, paper_place, paper_value
+from sglrlib.recipes import PAPER_ROWS
+from sglrlib.show.style import colour_of, entitle, grid, label_points, marker_of, named, setting
+from sglrlib.show.tables import column_title, interval, mean_and_spread, paper_gaps, paper_place, paper_value, per_image
+from sglrlib.show.verdicts import Claim
 from sglrlib.store.results import CHECKPOINTS, Result
+from sglrlib.studies import refinement, registry
+
+PAIR = ("PGD-AT", "PGD-AT+SGLR")  # what the paper's claim is on
 
 
-def trade_off(results: dict[str, list[Result]], column: str) -> Figure:
-    """Robust against natural accuracy of each method: an arrow from its best checkpoint to its last; means over seeds.
+def some_rows(dataset: str, scale: str) -> dict[str, list[Result]]:
+    """Those of the paper's rows that are committed at a scale with PGD-20, if more than one is."""
+    row = registry.rows_at(dataset, scale)
+    found = {name: row(name, "pgd_20") for name in PAPER_ROWS}
+    found = {name: runs for name, runs in found.items() if runs}
+    return found if len(found) > 1 else {}
 
-    Ours are filled. The paper's are hollow: in the same axes where it reports on our dataset and network, else in axes
-    of their own, those of ResNet-18 on CIFAR-10. column is the attack that robust stands for; for one that the paper
-    does not report, its AutoAttack is shown.
+
+def trade_off(results: dict[str, list[Result]], column: str, item: str) -> Figure:
+    """Robust against natural accuracy of each method, ours and the paper's: from a small hollow marker, its best
+    checkpoint, to a large one, its last, whose bars are 95 % intervals. column: the attack that robust stands for; for
+    one that the paper does not report, its AutoAttack is shown.
     """
-    sns.set_theme("paper", "ticks", "colorblind")
     first = next(iter(results.values()))[0]
     place, own = paper_place(first)
-    reported = paper_value("PGD-AT", column, "best", **place) is not None
-    theirs = column if reported else "autoattack"
-    figure, axes = plt.subplots(1, 1 if own else 2, figsize=(7.0, 3.6), squeeze=False, layout="constrained")
-    ours, paper = axes[0, 0], axes[0, -1]
+    theirs = column if paper_value("PGD-AT", column, "best", **place) is not None else "autoattack"
+    figure, ((ours, paper),) = grid(1, 2, 4.4, sharex=own, sharey=own and theirs == column)
+    ends: dict = {ours: {}, paper: {}}
     for title, runs in results.items():
         both = [[statistics.fmean(r.accuracy(w, c) for r in runs) for c in ("natural", column)] for w in CHECKPOINTS]
-        arrow(ours, title, *both, filled=True)
+        arrow(ours, title, *both)
+        ends[ours][title] = both[1], colour_of(title)
+        natural, robust = both[1]
+        if len(results) < 5 or title in PAIR:
+            bars = dict(color=colour_of(title), lw=0.8, alpha=0.5, zorder=1)
+            ours.plot(interval(runs, "final", "natural"), [robust, robust], **bars)
+            ours.plot([natural, natural], interval(runs, "final", column), **bars)
         both = [[paper_value(title, c, which, **place) for c in ("natural", theirs)] for which in ("best", "final")]
         if None not in both[0] + both[1]:
-            arrow(paper, title, *both, filled=False)
-    config = first.config
-    names = dict(cifar10="CIFAR-10", cifar100="CIFAR-100", resnet18="ResNet-18", wrn34_10="WRN-34-10")
-    of_paper = f"{names[place['dataset']]}, {names[place['model']]}"
-    ours.set_title(f"{config.dataset}, {config.arch}" if not own else f"{of_paper}: ours filled, the paper's hollow")
-    if not own:
-        paper.set_title(f"the paper: {of_paper}")
-    for axis, robust in ((paper, theirs), (ours, column)):
-        axis.margins(0.12)
+            arrow(paper, title, *both)
+            ends[paper][title] = both[1], colour_of(title)
+    for axis, robust, title in (
+        (ours, column, f"Here: {named(first.config.dataset)}"),
+        (paper, theirs, f"The paper: {named(place['dataset'])}, {named(place['model'])}"),
+    ):
+        axis.margins(0.15)
         axis.set(xlabel="Natural accuracy (%)", ylabel=f"{column_title(robust)} accuracy (%)")
-        sns.despine(ax=axis)
-    keys = [
-        plt.Line2D([], [], ls="", marker=marker_of(t, results), color=colour_of(t, results), ms=6, label=t)
-        for t in results
-    ]
-    keys.append(plt.Line2D([], [], ls="-", marker=">", color="0.4", ms=4, label="best to last epoch"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
-    n = f"{first.n(column)} test images under {column_title(column)}, {first.n('natural')} natural"
-    seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"
-    figure.suptitle(f"{n}; {seeds}; eps = {config.eps_255}/255", fontsize=8)
+        axis.set_title(title, loc="left", fontsize=9)
+    small = setting(next(iter(results.values())), "95 % intervals over seeds and images")
+    small += " Arrows: from the best epoch (hollow) to the last."
+    small += " Methods without bars have as wide ones." * (len(results) > 4)
+    if first.n(column) < first.n("natural"):
+        small += f" {column_title(column)} on {first.n(column):,} of the test images."
+    entitle(figure, message(results, column, place, theirs), f"{item}: {small}")
+    for axis, points in ends.items():
+        label_points(axis, points)
     return figure
 
 
-def arrow(axis, title: str, best: list[float], last: list[float], *, filled: bool) -> None:
-    """A method's two checkpoints, (natural, robust) each: a marker at the best, an arrow to the last."""
-    colour = colour_of(title)
-    face = colour if filled else "white"
-    style = dict(arrowstyle="-|>", color=colour, lw=1.1, shrinkA=0, shrinkB=0, mutation_scale=9)
+def arrow(axis, title: str, best: list[float], last: list[float]) -> None:
+    """A method's two checkpoints, (natural, robust) each: small and hollow the best, an arrow to the last."""
+    colour, (x, y) = colour_of(title), zip(best, last, strict=True)
+    style = dict(arrowstyle="-|>", color=colour, lw=1.1, shrinkA=2.5, shrinkB=3.5, mutation_scale=8)
     axis.annotate("", last, best, arrowprops=style, zorder=2)
-    axis.plot(*best, marker_of(title), color=colour, mfc=face, ms=7, mew=1.2, zorder=3)
-    axis.plot(*last, ".", color=colour, ms=1)  # so that the axes reach the arrow's tip
+    axis.plot(x, y, color=colour, lw=1.1, zorder=1)
+    axis.plot(*best, marker_of(title), color=colour, mfc="white", ms=4, mew=1, zorder=3)
+    axis.plot(*last, marker_of(title), color=colour, mec="white", mew=0.6, ms=7.5, zorder=4)
+
+
+def message(results: dict[str, list[Result]], column: str, place: dict, theirs: str) -> str:
+    """How far refined labels end above hard ones, and which method ends highest, here and in the paper."""
+    last = {title: statistics.fmean(run.accuracy("last", column) for run in runs) for title, runs in results.items()}
+    paper = {title: paper_value(title, theirs, "final", **place) for title in results}
+    paper = {title: value for title, value in paper.items() if value is not None}
+    name = column_title(column)
+    if not set(PAIR) <= last.keys():
+        return f"Natural accuracy and accuracy under {name}"
+    gained, printed = (values[PAIR[1]] - values[PAIR[0]] for values in (last, paper))
+    beside = f"the paper: {printed:.1f}" if theirs == column else f"the paper, {column_title(theirs)}: {printed:.1f}"
+    where = "above" if gained >= 0 else "below"
+    text = f"Under {name}, {PAIR[1]} ends {abs(gained):.1f} points {where} {PAIR[0]} ({beside})"
+    if len(last) == 2:
+        return text
+    return f"{text}; highest at the end is {max(last, key=last.get)} (the paper: {max(paper, key=paper.get)})"
+
+
+def gaps(results: dict[str, list[Result]]) -> pd.DataFrame:
+    """PGD-20 minus AutoAttack in points, best and final: the paper's rows, and ours on the images that AutoAttack had,
+    mean ± std over seeds.
+    """
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for row in paper_gaps().itertuples():
+        for when in ("best", "final"):
+            at = f"the paper: {named(row.dataset)}, {named(row.model)}", when.capitalize()
+            table.setdefault(at, {})[row.row] = f"{getattr(row, when):.1f}"
+    for title, runs in results.items():
+        n = runs[0].n("autoattack")
+        for when in ("best", "final"):
+            more = [per_image(run, when, f"pgd_20 on {n}") - per_image(run, when, "autoattack") for run in runs]
+            at = f"ours: {named(runs[0].config.dataset)}, {n} images", when.capitalize()
+            table.setdefault(at, {})[title] = mean_and_spread([100 * each.mean().item() for each in more])
+    return pd.DataFrame(table, index=pd.Index(PAPER_ROWS, name="method")).fillna("–")
+
+
+def claims(runs: dict[str, list[Result]], columns: Iterable[str]) -> list[Claim]:
+    """The claims wherever a row with hard labels and the same with refined ones are both there."""
+    found = []
+    for row in [row for row in runs if f"{row}+SGLR" in runs]:
+        both = runs[row], runs[f"{row}+SGLR"]
+        found += refinement.claims(*both, [c for c in columns if all(run.has(c, 1) for run in [*both[0], *both[1]])])
+    return found

@@ -75,16 +75,6 @@ def masking_claims(runs: list[Result], columns: Iterable[str]) -> list[Claim]:
     return found
 
 
-def part_claims(one: list[Result], name: str, other: list[Result], rival: str) -> list[Claim]:
-    """That one kind of run ends above another, natural and under PGD-20."""
-    text, why = f"{one[0].config.arch}: {name} ends above {rival}", at_chance(one, other)
-    return [
-        judged("parts", text, f"{column_title(c)}, last epoch", gain(one, other, c), reason=why)
-        for c in ("natural", "pgd_20")
-        if paired(one, other)
-    ]
-
-
 def drop_claims(id: str, runs: dict[str, list[Result]], most: str, column: str = "pgd_20") -> list[Claim]:
     """That the runs of most lose more accuracy after their best epoch than those of each other label.
 

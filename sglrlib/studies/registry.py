@@ -11,11 +11,12 @@ import pandas as pd
 
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
+from sglrlib.method.labels import LABELS
 from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
-from sglrlib.studies import calibration, doubt, noise_kinds, overfitting, phases, refinement, sweep
+from sglrlib.studies import ablation, calibration, doubt, noise_kinds, overfitting, phases, refinement, sweep
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -56,11 +57,25 @@ def best_of(makers: dict[str, Callable[..., RunConfig]], *columns: str) -> dict[
     """Label -> the committed results of make(dataset, scale, seed=seed), one a seed, at the largest scale that has some
     for every label. columns: that the results must have. Empty where no scale has all.
     """
-    for dataset, scale in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
-        found = {label: committed(partial(make, dataset, scale), *columns) for label, make in makers.items()}
-        if all(found.values()):
+    return largest(lambda *at: {label: committed(partial(make, *at), *columns) for label, make in makers.items()})
+
+
+def largest(find: Callable[[str, str], dict]) -> dict:
+    """What find(dataset, scale) gives at the largest scale where none of it is empty."""
+    for at in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
+        found = find(*at)
+        if found and all(found.values()):
             return found
     return {}
+
+
+def rows_at(dataset: str, scale: str) -> Row:
+    """What gives the committed results of a row of the paper's tables at a scale."""
+
+    def row(name: str, *columns: str, **changes: object) -> list[Result]:
+        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
+
+    return row
 
 
 def judge_all() -> list[tuple[str, Claim]]:
@@ -76,10 +91,7 @@ def judge_all() -> list[tuple[str, Claim]]:
 
 def judge(dataset: str, scale: str) -> Iterator[Claim]:
     """The claims on one dataset at one scale, notebook by notebook."""
-
-    def row(name: str, *columns: str, **changes: object) -> list[Result]:
-        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
-
+    row = rows_at(dataset, scale)
     yield from main_tables(row)
     yield from noise_rates(dataset, scale)
     yield from calibrated(row)
@@ -87,7 +99,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from label_rules(row)
     yield from black_box(row)
     yield from kinds_of_noise(row, dataset, scale)
-    yield from parts(row)
+    yield from ablation.claims(ablated(dataset, scale), controlled(dataset, scale))
     yield from doubted(dataset, scale)
 
 
@@ -108,14 +120,24 @@ def main_tables(row: Row) -> Iterator[Claim]:
 
 def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 03."""
-    runs: dict[str, list[Result]] = {}
-    noises = [("symmetric", rate) for rate in (0.2, 0.4, 0.6, 0.8)] + [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
+    yield from sweep.claims(noise_sweep(dataset, scale))
+
+
+def noise_sweep(dataset: str, scale: str) -> sweep.Sweep:
+    """The committed results of standard training by the paper's label rules, under each kind and rate of noise."""
+    noises = [("symmetric", rate) for rate in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    noises += [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
     noises += [(kind, 1.0) for kind in HUMAN if kind in noises_of(dataset)]
-    for noise, rate in noises:
-        for labels in ("hard", "self_guided"):
-            how = dict(swept(scale), method="standard", noise=noise, noise_rate=rate, labels=labels)
-            runs[f"{noise} {rate} {labels}"] = committed(partial(recipe, dataset, scale, **how))
-    yield from sweep.claims(sweep.by_noise(runs))
+    light = dict(swept(scale), method="standard")
+    runs = {
+        f"{noise} {rate} {rule}": committed(
+            partial(recipe, dataset, scale, **light, noise=noise, noise_rate=rate, labels=rule)
+        )
+        for noise, rate in noises
+        for rule in sweep.PAPER_NAMES
+        if rule in LABELS
+    }
+    return sweep.by_noise(runs)
 
 
 def calibrated(row: Row) -> Iterator[Claim]:
@@ -171,13 +193,16 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     yield from refinement.drop_claims("weak_attacks", noise_kinds.by_budget(filter(None, runs)), usual)
 
 
-def parts(row: Row) -> Iterator[Claim]:
-    """Notebook 12, without its control."""
-    whole = row("PGD-AT+SGLR", "pgd_20")
-    for name, value in (("r", 0.5), ("alpha", 0.0), ("lam", 0.0), ("lam", 1.0), ("refine_start", 0.65)):
-        changed = row("PGD-AT+SGLR", "pgd_20", **{name: value})
-        if whole and changed:
-            yield from refinement.part_claims(whole, "PGD-AT+SGLR", changed, f"{name} = {value:g}")
+def ablated(dataset: str, scale: str) -> dict[str, list[Result]]:
+    """Notebook 12, the parts of the method."""
+    row = rows_at(dataset, scale)
+    return ablation.cases(lambda name, **changes: row(name, "pgd_20", **changes))
+
+
+def controlled(dataset: str, scale: str) -> dict[str, list[Result]]:
+    """Notebook 12, its control."""
+    row, normed = rows_at(dataset, scale), ablation.NORMED if dataset == "digits" else {}
+    return ablation.controls(lambda name, **changes: row(name, "pgd_20", **normed, **changes))
 
 
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:
@@ -282,10 +307,12 @@ def came_out(number: str) -> str:
 
 
 def effects(found: pd.DataFrame) -> str:
-    """The effects of verdicts on one claim, in brackets; what each was measured by where there are several."""
-    several = len(found) > 1
-    rows = zip(found["effect (95 %)"], found["measured by"], strict=True)
-    each = [f"{of}: {effect}" if several else effect for effect, of in rows]
+    """The effects of verdicts on one claim, in brackets: each with what it was measured by, of many only the range."""
+    values = list(found["effect (95 %)"])
+    if len(values) > 3:
+        numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
+        return f" ({len(values)} measurements: {numbers[0]} to {numbers[-1]})"
+    each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]
     return f" ({'; '.join(text.replace(' (', ', ').replace(')', '') for text in each)})"
 
 

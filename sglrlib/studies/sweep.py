@@ -1,13 +1,18 @@
 """Figure B.4 and Table B.2: label rules at several noise rates; what they memorise, and the claims on it."""
 
+import math
 from itertools import chain
+from statistics import fmean
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sglrlib.config import RunConfig
+from sglrlib.method.data import HUMAN
 from sglrlib.method.labels import LABELS
-from sglrlib.show import plots, style
-from sglrlib.show.tables import mean_and_spread, paper_value
+from sglrlib.method.methods import METHODS
+from sglrlib.show import notebook, plots, style
+from sglrlib.show.tables import interval, mean_and_spread, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import gain, unrefined
@@ -26,6 +31,16 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
     return sweep
 
 
+def described(configs: list[RunConfig]) -> str:
+    """What is about to be run or shown, whatever the noise; of standard training without the attack that it lacks."""
+    alike = [c for c in configs if (c.noise, c.noise_rate) == (configs[0].noise, configs[0].noise_rate)]
+    lines = [line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label noise")]
+    if METHODS[alike[0].method].selected_by == "natural":
+        lines = [line for line in lines if not line.startswith(("budget", "best epoch"))]
+        lines.append("best epoch: highest natural accuracy on validation images, whose labels are clean")
+    return "\n".join(lines)
+
+
 def portion_correct(run: Result) -> float:
     """The share (%) of the training labels that are right."""
     return 100 * (1 - run.sizes["wrong_labels"] / run.sizes["train"])
@@ -36,60 +51,107 @@ def memorised(run: Result) -> float:
     return run.curve[-1]["train_natural"] - run.accuracy("last", "natural")
 
 
-def figure(sweep: Sweep, noise: str = "symmetric") -> Figure:
-    """Test accuracy above, training accuracy below, one column a rate; solid against the labels that matter most.
-
-    Grey and dashed: the portion of correct training labels.
+def figure(sweep: Sweep, item: str) -> Figure:
+    """Accuracy over epochs on test images above, on training images below, one column a rate of the first noise. In
+    both rows against true labels solid, against labels with noise dotted; dashed the portion of correct training
+    labels. At the right end of the upper row the paper's Table B.2.
     """
+    noise = next(iter(sweep))[0]
     rates = {rate: runs for (kind, rate), runs in sweep.items() if kind == noise}
-    drawn, axes = style.grid(2, len(rates), 4.3, sharex=True, sharey="row")
+    drawn, axes = style.grid(2, len(rates), 4.8, sharex=True, sharey="row")
     for (test, train), (rate, runs) in zip(axes.T, rates.items(), strict=True):
-        named = {"PGD-AT" + LABELS[rule].title: those for rule, those in runs.items()}
-        plots.lines(test, named, dict(test_natural="-", test_natural_noisy=":"))
-        plots.lines(train, named, dict(train_natural="-", train_natural_clean=":"))
+        titled = {f"PGD-AT{LABELS[rule].title}": those for rule, those in runs.items()}  # whose colours the rules have
+        plots.lines(test, titled, dict(test_natural="-", test_natural_noisy=":"))
+        ends = plots.lines(train, titled, dict(train_natural_clean="-", train_natural=":"))
+        some = next(iter(runs.values()))[0]
+        starts = {those[0].config.first_refined for rule, those in runs.items() if LABELS[rule].starts}
         for axis in (test, train):
-            axis.axhline(portion_correct(next(iter(runs.values()))[0]), color="0.5", ls="--", lw=1, zorder=0)
-        test.set_title(f"noise {rate:.0%}")
+            axis.axhline(portion_correct(some), color="0.5", ls="--", lw=1, zorder=0)
+            for epoch in starts:
+                axis.axvline(epoch, color="0.5", ls=(0, (1, 1)), lw=0.9, zorder=0)
+        for title, rule in zip(titled, runs, strict=True):
+            error = of_paper(rule, noise, rate)
+            if error is not None:
+                how = dict(color=style.colour_of(title), mfc="white", ms=5, mew=1.2, zorder=4)
+                test.plot(1.12 * some.config.epochs, 100 - error, style.marker_of(title), **how)
+        test.set_title(f"{rate:.0%} noise", fontsize=9)
         train.set_xlabel("Epoch")
+    style.label_ends(train, {style.named(rule): ends[title] for title, rule in zip(titled, runs, strict=True)})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
-    config = next(iter(runs.values()))[0].config
-    drawn.suptitle(f"{config.dataset}, {config.arch}, method {config.method}; n = {runs_n(runs)}", fontsize=8)
-    return drawn
+    config, seeds = some.config, len(next(iter(runs.values())))
+    small = (
+        f"{item}: {style.named(config.dataset)}, {style.named(config.arch)}, {METHODS[config.method].title} training, "
+        f"{some.sizes['train']:,} training and {some.sizes['test']:,} test images; noise: {style.named(noise)}; "
+        f"{f'{seeds} seeds, bands from lowest to highest' if seeds > 1 else f'seed {config.seed}'}. "
+        "Solid: against true labels; dotted: against labels with noise; dashed: portion of correct training labels; "
+        "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 "
+        "with another network."
+    )
+    return style.entitle(drawn, message(rates), small)
 
 
-def rule_names(runs: dict[str, list[Result]]) -> dict[str, str]:
-    """'PGD-AT+SGLR' -> 'self_guided', and so on: colours are those of the methods, names those of the rules."""
-    return {"PGD-AT" + LABELS[rule].title: rule.replace("_", "-") for rule in runs}
+def message(rates: dict[float, dict[str, list[Result]]]) -> str:
+    """What self-guided labels gain over hard ones in the end where labels are wrong, and what is still memorised."""
+    both = [runs for rate, runs in rates.items() if rate and {"hard", "self_guided"} <= runs.keys()]
+    if not both:
+        return "Training and test accuracy where labels are wrong"
+    gained = [ends(runs["self_guided"], "test_natural") - ends(runs["hard"], "test_natural") for runs in both]
+    kept = [ends(runs["self_guided"], "train_natural_wrong") for runs in both]
+    text = f"Self-guided labels end with {span(gained, '+')} points of test accuracy over hard ones"
+    return text if any(map(math.isnan, kept)) else f"{text}, and {span(kept)} % of the wrong labels memorised"
 
 
-def runs_n(runs: dict[str, list[Result]]) -> str:
-    """How many images and seeds are behind a figure."""
-    those = next(iter(runs.values()))
-    sizes = those[0].sizes
-    return f"{sizes['train']} training, {sizes['test']} test images x {len(those)} seed{'s' * (len(those) > 1)}"
+def ends(runs: list[Result], column: str) -> float:
+    """A column of the curve in the last epoch, mean over seeds; nan where it is not recorded."""
+    return fmean(run.curve[-1].get(column, math.nan) for run in runs)
+
+
+def span(values: list[float], sign: str = "-") -> str:
+    """'4 to 11', or '4' where all are."""
+    both = dict.fromkeys(f"{value:{sign}.0f}".replace("-", "−") for value in (min(values), max(values)))
+    return " to ".join(both)
+
+
+def of_paper(rule: str, noise: str, rate: float) -> float | None:
+    """The error (%) that Table B.2 prints for a label rule, None where it prints none."""
+    if noise != "symmetric" or rule not in PAPER_NAMES:
+        return None
+    return paper_value(PAPER_NAMES[rule], f"noise {rate:.0%}", "", dataset="cifar10", model="")
 
 
 def table(sweep: Sweep) -> pd.DataFrame:
-    """Errors (%) on the clean test labels at the best and the last epoch, beside Table B.2, and what is memorised."""
-    rows = []
+    """Table B.2: errors (%) on the clean test labels at the best and the last epoch, one column a rate, below them the
+    paper's; and by how many points training accuracy on the assigned labels ends above test accuracy. The lowest error
+    of each kind is between **.
+    """
+    cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {("", "wrong training labels"): {}}
     for (noise, rate), runs in sweep.items():
+        at = style.named(noise), f"{rate:.0%}"
+        cells["", "wrong training labels"][at] = f"{100 - portion_correct(next(iter(runs.values()))[0]):.0f} %"
+        errors: dict[str, dict[str, str]] = {}
         for rule, those in runs.items():
-            paper = paper_value(PAPER_NAMES.get(rule, ""), f"noise {rate:.0%}", "", dataset="cifar10", model="")
-            rows.append(
-                {
-                    "noise": noise,
-                    "rate": f"{rate:.0%}",
-                    "wrong": f"{100 - portion_correct(those[0]):.1f} %",
-                    "labels": rule,
-                    "best": mean_and_spread([100 - run.accuracy("best", "natural") for run in those]),
-                    "last": mean_and_spread([100 - run.accuracy("last", "natural") for run in those]),
-                    "train - test": mean_and_spread([memorised(run) for run in those]),
-                    "paper": "–" if paper is None or noise != "symmetric" else f"{paper:.1f}*",
-                    "n": f"{those[0].sizes['test']} x {len(those)}",
-                }
+            (low, high), paper = interval(those, "final", "natural"), of_paper(rule, noise, rate)
+            best, last = (
+                mean_and_spread([100 - run.accuracy(w, "natural") for run in those]) for w in ("best", "last")
             )
-    return pd.DataFrame(rows)
+            lines = {
+                f"ours, best, seeds: {len(those)}": best,
+                f"ours, last, seeds: {len(those)}": last,
+                "95 % of the last": f"{100 - high:.1f} to {100 - low:.1f}",
+                "paper*": "–" if paper is None else f"{paper:.1f}",
+                "training - test, last": mean_and_spread([memorised(run) for run in those]),
+            }
+            for name, text in lines.items():
+                cells.setdefault((style.named(rule), name), {})[at] = text
+                errors.setdefault(name, {})[rule] = text
+        for name in [name for name in errors if name.startswith(("ours", "paper"))]:
+            numbers = {rule: float(text.split()[0]) for rule, text in errors[name].items() if text != "–"}
+            for rule in [rule for rule, number in numbers.items() if number == min(numbers.values())]:
+                cells[style.named(rule), name][at] = f"**{errors[name][rule]}**"
+    columns = pd.MultiIndex.from_tuples(cells["", "wrong training labels"])
+    rows = pd.MultiIndex.from_tuples(cells, names=["test error (%)", ""])
+    return pd.DataFrame([[row.get(at, "–") for at in columns] for row in cells.values()], index=rows, columns=columns)
 
 
 def claims(sweep: Sweep) -> list[Claim]:
@@ -101,11 +163,11 @@ def claims(sweep: Sweep) -> list[Claim]:
     found = []
     for (noise, rate), runs in sweep.items():
         hard, refined = runs.get("hard"), runs.get("self_guided")
-        kind, why = noise.replace("_", " "), at_chance(hard or [], refined or [])
-        at = f"{kind} labels" if noise.startswith("human_") else f"{rate:.0%} {kind} noise"
+        why = at_chance(hard or [], refined or [])
+        at = style.named(noise) if noise in HUMAN else f"{rate:.0%} of the {style.named(noise)}"
 
         def claim(id: str, text: str, of: str, values: list, reason: str = "") -> None:
-            found.append(judged(id, f"{at}: {text}", of, values, reason=why or reason))  # noqa: B023
+            found.append(judged(id, text, f"{at}, {of}", values, reason=why or reason))  # noqa: B023
 
         if hard and rate:
             above = [run.curve[-1]["train_natural"] - portion_correct(run) for run in hard]
