@@ -182,6 +182,17 @@ def test_separability_is_a_number(store, small):
         separability.embed(small(seed=5), 40)
 
 
+def test_standard_training_is_not_said_to_be_attacked():
+    plain, attacked = recipe("digits", method="standard"), recipe("digits")
+    said = notebook.describe([plain])
+    assert "no training attack, fp32" in said and "PGD" not in said and "best epoch: highest natural accuracy on" in said
+    said = notebook.describe([attacked])
+    assert "training attack PGD-7, step 6.5/255, fp32" in said and "best epoch: highest PGD-10 accuracy on" in said
+    said = notebook.describe([plain, attacked])
+    assert "training attack PGD-7, step 6.5/255 (PGD-AT), fp32" in said
+    assert "best epoch: highest natural accuracy (Standard) or PGD-10 accuracy (PGD-AT) on" in said
+
+
 def test_rules_of_a_notebook_are_those_of_the_registry(monkeypatch):
     assert notebook.rules("") == ["hard", "smooth", "self_guided"] and notebook.rules("all") == list(LABELS)
     with pytest.raises(UsageError, match=r"labels = 'smoth' is not known. Did you mean 'smooth'"):
