@@ -116,12 +116,15 @@ def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
 
 
 def calibrated(row: Row) -> Iterator[Claim]:
-    """Notebook 04."""
-    attacks = ("pgd_10", "square_500")
-    columns = [f"confidence {attack}" for attack in ("natural", *attacks)]
-    standard, hard, refined = (row(name, *columns) for name in ("Standard", "PGD-AT", "PGD-AT+SGLR"))
-    if hard and refined:
-        yield from calibration.claims(hard, refined, attacks, standard)
+    """Notebook 04: by the probabilities of each image, else by what the curves say under PGD-10."""
+    for attacks in (("pgd_10", "square_500"), ("pgd_10",)):
+        standard, hard, refined = (
+            [run for run in row(name) if all(calibration.measured(run, attack) for attack in ("natural", *attacks))]
+            for name in ("Standard", "PGD-AT", "PGD-AT+SGLR")
+        )
+        if hard and refined:
+            yield from calibration.claims(hard, refined, attacks, standard)
+            return
 
 
 def schedules(row: Row) -> Iterator[Claim]:
