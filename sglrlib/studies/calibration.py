@@ -82,16 +82,14 @@ def table(runs: dict[str, list[Result]], attacks: Iterable[str]) -> pd.DataFrame
                 at = accuracy, checkpoint.capitalize()
                 values = [part(ece, run, checkpoint, attack) for run in those]
                 found = judged("", "", "", values)
-                least = (
-                    -1.0 if checkpoint == "diff" else 0.0
-                )  # no ECE is below 0, whatever rounding or an interval says
+                least = -1.0 if checkpoint == "diff" else 0.0  # no ECE is below 0, whatever rounding makes of it
                 signed = statistics.fmean(part(gap, run, checkpoint, attack).mean().item() for run in those)
                 paper = paper_value(those[0].config.title, printed, checkpoint, **place)
                 for name, text in (
                     (f"ours, seeds: {len(those)}", mean_and_spread([max(least, v.mean().item()) for v in values], 3)),
                     ("95 %", f"{max(least, found.low):.3f} to {found.high:.3f}"),
                     ("paper", "–" if paper is None else f"{paper:.2f}{'' if own else '*'}"),
-                    ("confidence − accuracy", f"{signed:+.3f}" if checkpoint != "diff" else ""),
+                    ("confidence − accuracy", f"{round(signed, 3) + 0:+.3f}" if checkpoint != "diff" else ""),
                 ):
                     rows.setdefault((label, name), {})[at] = text
     table = pd.DataFrame([*rows.values()], pd.MultiIndex.from_tuples(rows, names=["method", ""])).fillna("")
