@@ -13,14 +13,11 @@ from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import unrefined
 
-KINDS = {"natural": "natural", "pgd": "robust"}  # what the curve has of the calibration, by the attack's name
-
 
 def of_curve(run: Result, attack: str) -> str:
     """The columns of the curve, without _ece or _gap, that say how calibrated a run is under an attack; '' for none."""
-    name = "natural" if attack == "natural" else f"pgd_{run.config.eval_steps}"
-    found = f"test_{KINDS[attack.partition('_')[0]]}" if attack == name else ""
-    return found if found and run.curve and f"{found}_ece" in run.curve[-1] else ""
+    found = {"natural": "test_natural", f"pgd_{run.config.eval_steps}": "test_robust"}.get(attack, "")
+    return found if run.curve and f"{found}_ece" in run.curve[-1] else ""
 
 
 def measured(run: Result, attack: str) -> bool:
@@ -66,16 +63,17 @@ def images(run: Result, attack: str) -> int:
     return n if attack == "natural" else min(run.config.attacked_size or n, n)
 
 
-def table(runs: dict[str, list[Result]], attacks: Iterable[str]) -> pd.DataFrame:
+def table(runs: dict[str, list[Result]], attacks: Iterable[str] = ("natural", "pgd_10", "square_500")) -> pd.DataFrame:
     """Table B.1 in its layout: ECE (15 bins) at best and last epoch and their difference, ours (mean ± std over seeds,
     and the interval that verdicts use) above the paper's; below them confidence minus accuracy. The lowest ECE is
     between **. The paper's numbers are marked as in tables.beside_paper(); that for Square stands beside any number
-    of queries.
+    of queries. Attacks that some run was not measured under are left out.
     """
     rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    measured_by_all = [a for a in attacks if all(measured(run, a) for those in runs.values() for run in those)]
     for label, those in runs.items():
         place, own = paper_place(those[0])
-        for attack in attacks:
+        for attack in measured_by_all:
             printed = f"ece {'square' if attack.startswith('square') else attack}"
             accuracy = f"{column_title(attack)}, {images(those[0], attack):,} images"
             for checkpoint in ("best", "final", "diff"):

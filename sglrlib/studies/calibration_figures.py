@@ -75,7 +75,9 @@ def over_seeds(measure: Callable[..., Tensor], runs: list[Result], *of: str) -> 
     return statistics.fmean(measure(run, *of).mean().item() for run in runs)
 
 
-def density(results: dict[str, list[Result]], attacks: Iterable[str], which: str = "last") -> Figure:
+def density(
+    results: dict[str, list[Result]], attacks: Iterable[str], which: str = "last", item: str = "Figure B.3"
+) -> Figure:
     """How many images get which probability of their label from a checkpoint under each attack: the mean over seeds,
     bands from lowest to highest. Standard training is left out, as it is in the paper.
     """
@@ -103,7 +105,7 @@ def density(results: dict[str, list[Result]], attacks: Iterable[str], which: str
 
     told = ", ".join(f"{label} on {100 * over_seeds(probable, runs):.0f}%" for label, runs in results.items())
     message = f"Probability of the label above 0.9, {under(attacks[0])}: {told} of the images"
-    small = f"Figure B.3, {which} epoch: {setting_of(results, attacks)} Dotted: the probability of a guess."
+    small = f"{item}, {which} epoch: {setting_of(results, attacks)} Dotted: the probability of a guess."
     return entitle(figure, message, small)
 
 
