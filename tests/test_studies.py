@@ -221,9 +221,49 @@ def test_separability_is_a_number(store, small):
     )
     said = separability.claims([e, better])
     assert [claim.of for claim in said] == ["silhouette", "neighbours of the class"] and seen(said) == [True, False]
-    assert list(separability.table([e, better]).n) == [40, 40]
+    assert list(separability.table([e, better]).n) == ["40 x 1", "40 x 1"]
     with pytest.raises(UsageError, match="run\\(\\) it first"):
         separability.embed(small(seed=5), 40)
+
+
+def embedding(labels="hard", silhouette=0.1, agreement=0.5, classes=10, dataset="cifar10", **changes):
+    """Twenty images of each class in two heaps of the plane, with the same two numbers for each image."""
+    y = np.repeat(np.arange(classes), 20)
+    n, plane = len(y), np.stack([y % 2 + 0.01 * np.arange(len(y)) % 0.2, y % 3], 1)
+    config = recipe(dataset, "small" if dataset == "cifar10" else "", labels=labels, **changes)
+    return separability.Embedding(config, y, plane, np.full(n, silhouette), np.full(n, agreement))
+
+
+def test_an_embedding_is_kept_small_and_comes_back_rounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sglrlib.studies.separability.RESULTS", tmp_path)
+    e = embedding(silhouette=0.12345, agreement=0.7)
+    assert separability.kept(e.config) is None
+    assert separability.keep(e).relative_to(tmp_path).as_posix() == f"tsne/{e.config.id}.json"
+    again = separability.kept(e.config)
+    assert again.config == e.config and (again.y == e.y).all() and again.plane == pytest.approx(e.plane, abs=0.051)
+    assert set(again.silhouette) == {0.123} and set(again.agreement) == {0.7}
+
+
+def test_embeddings_are_compared_within_a_method_and_a_noise_rate():
+    those = [embedding(seed=seed) for seed in range(3)] + [embedding("self_guided", 0.2, seed=seed) for seed in (1, 2)]
+    those += [embedding("smooth", noise_rate=0.6), embedding("self_guided", noise_rate=0.6, method="standard")]
+    said = separability.claims(those)
+    assert {claim.text.split("than with ")[1] for claim in said} == {"hard labels, PGD-AT without planted noise"}
+    assert [(claim.effect, claim.seeds) for claim in said] == [(pytest.approx(10), 2), (0, 2)]
+    table = separability.table(those[:5])
+    assert list(table["silhouette"]) == ["0.10 ± 0.00", "0.20 ± 0.00"] and list(table.n) == ["200 x 3", "200 x 2"]
+
+
+def test_the_classes_have_their_names_which_do_not_overlap():
+    drawn = separability.figure([embedding(), embedding("self_guided", agreement=0.8)])
+    assert " ".join(drawn.get_suptitle().split()).endswith("50% with hard labels, 80% with self-guided labels")
+    assert "Chance: silhouette 0, neighbours 10%" in " ".join(drawn.get_supxlabel().split())
+    drawn.canvas.draw()
+    for axis in drawn.axes:
+        assert {"plane", "truck"} < {text.get_text() for text in axis.texts} and len(axis.texts) == 10
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert separability.figure([embedding(classes=12, dataset="digits")]).axes[0].texts == []  # too many to name
 
 
 def test_standard_training_is_not_said_to_be_attacked():
