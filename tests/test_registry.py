@@ -101,9 +101,9 @@ def test_kept_embeddings_are_judged_at_their_noise_rate(kept):
                 config = recipe(**light, method="standard", labels=labels, noise_rate=rate, seed=seed)
                 y, flat = np.arange(40) % 10, np.zeros((40, 2))
                 separability.keep(separability.Embedding(config, y, flat, np.full(40, silhouette), flat[:, 0]))
-    claims = {(claim.text.rpartition(" with ")[2], claim.of): claim.word for claim in registry.judge("digits", "mini")}
-    at = "hard labels at 60% noise"
-    assert claims == {(at, "silhouette"): "holds", (at, "neighbours of the class"): "open"}
+    claims = {claim.of: claim.word for claim in registry.judge("digits", "mini")}
+    at = "against hard labels, 60% noise"
+    assert claims == {f"silhouette, {at}": "holds", f"neighbours of the class, {at}": "open"}
 
 
 def test_every_claim_of_the_studies_is_in_the_registry(kept):

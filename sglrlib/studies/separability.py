@@ -186,9 +186,9 @@ def claims(embeddings: list[Embedding]) -> list[Claim]:
         for rival in ("hard", "smooth") if rule == "self_guided" else ():
             seeds = {e.config.seed: e for e in at.get((method, rate, rival), [])}
             pairs = [(e, seeds[e.config.seed]) for e in guided if e.config.seed in seeds]
-            text = f"features are more separable with self-guided than with {style.named(rival)}"
-            text += f" at {rate:.0%} noise" if rate else f", {METHODS[method].title} without planted noise"
+            text = "features are more separable with self-guided labels"
+            where = f"{rate:.0%} noise" if rate else f"{METHODS[method].title} without planted noise"
             for name, of in (("silhouette", "silhouette"), ("agreement", "neighbours of the class")) if pairs else ():
                 more = [torch.from_numpy(100 * (getattr(e, name) - getattr(other, name))) for e, other in pairs]
-                found.append(judged("separable", text, of, more))
+                found.append(judged("separable", text, f"{of}, against {style.named(rival)}, {where}", more))
     return found
