@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,9 +14,9 @@ from test_tables import result
 
 from sglrlib.__main__ import main
 from sglrlib.paths import CLAIMS, ROOT
-from sglrlib.recipes import row_recipe
+from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.store.results import pack_shares, publish
-from sglrlib.studies import readme, registry
+from sglrlib.studies import readme, registry, separability
 from sglrlib.studies.refinement import drop_claims
 
 
@@ -25,7 +26,8 @@ def kept(store, monkeypatch):
     place = store / "committed"
     place.mkdir()
     monkeypatch.setattr(registry, "RESULTS", place)
-    monkeypatch.setattr("sglrlib.store.results.RESULTS", place)
+    for module in ("store.results", "studies.doubt", "studies.separability"):
+        monkeypatch.setattr(f"sglrlib.{module}.RESULTS", place)
     monkeypatch.setattr(registry, "VERDICTS", place / "claims.csv")
     return place
 
@@ -90,6 +92,19 @@ def test_a_stage_that_cannot_carry_a_claim_says_so(kept):
         publish(run)
     worsens = found()["calibration_worsens", "ECE under PGD-10"]
     assert worsens.word == "cannot be judged here" and "planted wrong labels" in worsens.reason
+
+
+def test_kept_embeddings_are_judged_at_their_noise_rate(kept):
+    light = swept()
+    for seed in range(3):
+        for labels, silhouette in (("hard", 0.1), ("self_guided", 0.2 + seed / 100)):
+            for rate in (0.0, 0.6):
+                config = recipe(**light, method="standard", labels=labels, noise_rate=rate, seed=seed)
+                y, flat = np.arange(40) % 10, np.zeros((40, 2))
+                separability.keep(separability.Embedding(config, y, flat, np.full(40, silhouette), flat[:, 0]))
+    claims = {claim.of: claim.word for claim in registry.judge("digits", "mini")}
+    at = "against hard labels, 60% noise"
+    assert claims == {f"silhouette, {at}": "holds", f"neighbours of the class, {at}": "open"}
 
 
 def test_every_claim_of_the_studies_is_in_the_registry(kept):

@@ -15,7 +15,17 @@ from sglrlib.method.labels import LABELS, Hard
 from sglrlib.recipes import RECORDED, recipe
 from sglrlib.show import notebook, plots
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
-from sglrlib.studies import ablation, black_box, calibration, main_tables, overfitting, phases, separability, sweep
+from sglrlib.studies import (
+    ablation,
+    black_box,
+    calibration,
+    calibration_figures,
+    main_tables,
+    overfitting,
+    phases,
+    separability,
+    sweep,
+)  # fmt: skip
 from sglrlib.training import jobs
 from sglrlib.training.networks import load_model
 from sglrlib.training.runs import run
@@ -94,10 +104,54 @@ def test_calibration_is_judged_from_the_kept_probabilities():
     assert seen(said) == [True, True, True, False, True, True]
     assert [claim.effect for claim in said] == pytest.approx([0.5, 0.55, 0.43, -0.1, 100, 0.12], abs=1e-4)
     assert not any(seen(calibration.claims(refined, hard, ["pgd_10"])[-2:]))
-    table = calibration.table({"PGD-AT": hard}, ["pgd_10"])
-    assert [text.split(" ±")[0] for text in table.ECE] == ["0.000", "0.550"]
-    assert [text.split(" ±")[0] for text in table["conf - acc"]] == ["+0.000", "+0.550"]
-    assert list(table["paper's ECE"]) == ["0.18*", "0.43*"]
+    table = calibration.table({"PGD-AT": hard, "PGD-AT+SGLR": refined}, ["pgd_10"])["PGD-10, 100 images"]
+    assert list(table.loc["PGD-AT", "ours, seeds: 1"]) == ["**0.000**", "0.550", "-0.550"]
+    assert list(table.loc["PGD-AT", "confidence − accuracy"]) == ["+0.000", "+0.550", ""]
+    assert list(table.loc["PGD-AT+SGLR", "paper"]) == ["**0.11***", "**0.10***", "0.01*"]
+
+
+def test_calibration_is_judged_from_the_curve_where_no_probabilities_are_kept():
+    """The best epoch's row and the last one's; only the attack that the curve has, and on how many images is said."""
+    columns = {f"test_{kind}_{what}": [0.1, 0.2, 0.4] for kind in ("natural", "robust") for what in ("ece", "gap")}
+    lower = {name: [0.1, 0.1, 0.3] for name in columns}
+    hard = [result(rows([1] * 3, **columns), best=2, seed=seed, attacked_size=30) for seed in range(3)]
+    refined = [result(rows([1] * 3, **lower), best=60, labels="self_guided", seed=seed) for seed in range(3)]
+    assert calibration.measured(hard[0], "natural") and calibration.measured(hard[0], "pgd_10")
+    assert not calibration.measured(hard[0], "square_500") and not calibration.measured(hard[0], "pgd_20")
+    said = calibration.claims(hard, [dataclasses.replace(run, best_epoch=2) for run in refined], ["pgd_10"], hard)
+    effects = {(claim.id, claim.of): claim.effect for claim in said}
+    assert effects == pytest.approx({
+        ("standard_calibration", "ECE without attack, last epoch, 100 images a seed"): 0,
+        ("calibration_worsens", "ECE under PGD-10, 30 images a seed"): 0.2,
+        ("calibration_spared", "ECE under PGD-10, last epoch, 30 images a seed"): 0.1,
+        ("calibration_spared", "ECE under PGD-10, best epoch, 30 images a seed"): 0.1,
+        ("under_confident", "accuracy - confidence, PGD-10, last epoch, 30 images a seed"): -0.3,
+    })  # fmt: skip
+    (early,) = [claim for claim in said if "best epoch" in claim.of]
+    assert early.reason == "refinement starts after the best epoch in 3 of 3 seeds"  # nothing was refined yet
+    table = calibration.table({"PGD-AT": hard}, ["pgd_10"])["PGD-10, 30 images"]
+    assert list(table.loc["PGD-AT", "ours, seeds: 3"]) == ["0.200 ± 0.000", "0.400 ± 0.000", "-0.200 ± 0.000"]
+
+
+def test_the_calibration_figures_say_how_many_images_they_are_of():
+    confidences = {(which, attack): (0.95, 40) for which in ("best", "last") for attack in ("natural", "pgd_10")}
+    columns = {f"test_{kind}_{what}": [0.1, 0.4] for kind in ("natural", "robust") for what in ("ece", "gap")}
+    runs = {
+        name: [result(rows([1] * 2, **columns), confidences=confidences, attacked_size=30, **how)]
+        for name, how in (("Standard", dict(method="standard")), ("PGD-AT", {}))
+    }
+    drawn = calibration_figures.over_epochs(runs)
+    assert "ECE under PGD-10 goes, for PGD-AT from 0.10 to 0.40" in " ".join(drawn.get_suptitle().split())
+    small = " ".join(drawn.get_supxlabel().split())
+    assert "100 test images, under PGD-10 the first 30;" in small and "is not drawn: its ECE ends at 0.40" in small
+    assert len(drawn.axes[0].texts) > len(drawn.axes[2].texts) and "Table B.1" not in small  # that is of CIFAR-10
+    drawn = calibration_figures.density(runs, ["natural", "pgd_10"])
+    assert drawn.get_suptitle() == "Probability of the label above 0.9, no attack: PGD-AT on 100% of the images"
+    assert "100 test images in each panel" in " ".join(drawn.get_supxlabel().split())
+    drawn = calibration_figures.diagrams(runs, ["natural", "pgd_10"])
+    assert "under PGD-10: Standard +0.55, PGD-AT +0.55" in drawn.get_suptitle()
+    (seen,) = drawn.axes[1].collections[1].get_offsets()
+    assert list(seen) == pytest.approx([0.95, 0.4], abs=1e-3)
 
 
 def swept(rule, rate, trained, error, wrong=None, **changes):
@@ -231,10 +285,65 @@ def test_separability_is_a_number(store, small):
         e, config=small(), silhouette=e.silhouette + 0.5 + 0.01 * np.arange(40), agreement=e.agreement
     )
     said = separability.claims([e, better])
-    assert [claim.of for claim in said] == ["silhouette", "neighbours of the class"] and seen(said) == [True, False]
-    assert list(separability.table([e, better]).n) == [40, 40]
+    at = f"against hard labels, {config.noise_rate:.0%} noise"
+    assert [claim.of for claim in said] == [f"silhouette, {at}", f"neighbours of the class, {at}"]
+    assert seen(said) == [True, False]
+    assert list(separability.table([e, better]).n) == ["40 x 1", "40 x 1"]
     with pytest.raises(UsageError, match="run\\(\\) it first"):
         separability.embed(small(seed=5), 40)
+
+
+def embedding(labels="hard", silhouette=0.1, agreement=0.5, classes=10, dataset="cifar10", **changes):
+    """Twenty images of each class in two heaps of the plane, with the same two numbers for each image."""
+    y = np.repeat(np.arange(classes), 20)
+    n, plane = len(y), np.stack([y % 2 + 0.01 * np.arange(len(y)) % 0.2, y % 3], 1)
+    config = recipe(dataset, "small" if dataset == "cifar10" else "", labels=labels, **changes)
+    return separability.Embedding(config, y, plane, np.full(n, silhouette), np.full(n, agreement))
+
+
+def test_an_embedding_is_kept_small_and_comes_back_rounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sglrlib.studies.separability.RESULTS", tmp_path)
+    e = embedding(silhouette=0.12345, agreement=0.7)
+    assert separability.kept(e.config) is None
+    assert separability.keep(e).relative_to(tmp_path).as_posix() == f"tsne/{e.config.id}.json"
+    again = separability.kept(e.config)
+    assert again.config == e.config and (again.y == e.y).all() and again.plane == pytest.approx(e.plane, abs=0.051)
+    assert set(again.silhouette) == {0.123} and set(again.agreement) == {0.7}
+
+
+def test_embeddings_are_compared_within_a_method_and_a_noise_rate():
+    those = [embedding(seed=seed) for seed in range(3)] + [embedding("self_guided", 0.2, seed=seed) for seed in (1, 2)]
+    those += [embedding("smooth", noise_rate=0.6), embedding("self_guided", noise_rate=0.6, method="standard")]
+    said = separability.claims(those)
+    assert {claim.of.split("against ")[1] for claim in said} == {"hard labels, PGD-AT without planted noise"}
+    assert [(claim.effect, claim.seeds) for claim in said] == [(pytest.approx(10), 2), (0, 2)]
+    table = separability.table(those[:5])
+    assert list(table["silhouette"]) == ["0.10 ± 0.00", "0.20 ± 0.00"] and list(table.n) == ["200 x 3", "200 x 2"]
+
+
+def test_the_classes_have_their_names_which_do_not_overlap():
+    drawn = separability.figure([embedding(), embedding("self_guided", agreement=0.8)])
+    assert " ".join(drawn.get_suptitle().split()).endswith("50% with hard labels, 80% with self-guided labels")
+    assert "Chance: silhouette 0, neighbours 10%" in " ".join(drawn.get_supxlabel().split())
+    drawn.canvas.draw()
+    for axis in drawn.axes:
+        assert {"plane", "truck"} < {text.get_text() for text in axis.texts} and len(axis.texts) == 10
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not list(separability.figure([embedding(classes=12, dataset="digits")]).axes[0].texts)  # too many to name
+
+
+def test_standard_training_is_not_said_to_be_attacked():
+    plain, attacked = recipe("digits", method="standard"), recipe("digits")
+    said = notebook.describe([plain])
+    assert (
+        "no training attack, fp32" in said and "PGD" not in said and "best epoch: highest natural accuracy on" in said
+    )
+    said = notebook.describe([attacked])
+    assert "training attack PGD-7, step 6.5/255, fp32" in said and "best epoch: highest PGD-10 accuracy on" in said
+    said = notebook.describe([plain, attacked])
+    assert "training attack PGD-7, step 6.5/255 (PGD-AT), fp32" in said
+    assert "best epoch: highest natural accuracy (Standard) or PGD-10 accuracy (PGD-AT) on" in said
 
 
 def test_rules_of_a_notebook_are_those_of_the_registry(monkeypatch):

@@ -26,6 +26,7 @@ from sglrlib.checks import UsageError, one_of, within
 from sglrlib.config import DEFAULTS, RunConfig
 from sglrlib.device import pick_device
 from sglrlib.method.labels import LABELS
+from sglrlib.method.methods import METHODS
 from sglrlib.recipes import default_scale, row_recipe
 from sglrlib.show import settings, style, tables, verdicts
 from sglrlib.show.verdicts import Claim
@@ -342,17 +343,24 @@ def describe(configs: list[RunConfig]) -> str:
     """
     if not configs:
         raise UsageError("no run is asked for: expected one or more rows or labels, such as 'PGD-AT'.")
-    c = configs[0]
+    c, methods = configs[0], {x.title: METHODS[x.method] for x in configs}
+    attacked = [title for title, method in methods.items() if method.objective]
+    attack = f"training attack PGD-{c.attack_steps}, step {c.step_255:g}/255" if attacked else "no training attack"
+    attack += f" ({', '.join(attacked)})" * (0 < len(attacked) < len(methods))
+    chosen: dict[str, list[str]] = {}
+    for title, method in methods.items():
+        chosen.setdefault(f"PGD-{c.eval_steps}" if method.selected_by == "robust" else "natural", []).append(title)
+    by = [f"{kind} accuracy" + f" ({', '.join(titles)})" * (len(chosen) > 1) for kind, titles in chosen.items()]
     drops = " and ".join(map(str, c.drop_epochs))
     schedule = "cosine" if c.schedule == "cosine" else f"divided by 10 from epoch {drops} on"
     lines = [
         f"{c.dataset}, {c.arch}, {', '.join(dict.fromkeys(x.title for x in configs))}; "
         f"seeds {', '.join(map(str, dict.fromkeys(x.seed for x in configs)))}",
-        f"budget eps = {c.eps_255}/255; training attack PGD-{c.attack_steps}, step {c.step_255:g}/255, {c.precision}",
+        f"budget eps = {c.eps_255}/255; {attack}, {c.precision}",
         f"{c.epochs} epochs of SGD, batch {c.batch_size}, learning rate {c.lr:g} {schedule}, "
         f"momentum {c.momentum:g}, weight decay {c.weight_decay:g}",
         f"planted label noise: {c.noise_rate:.0%} of the training labels ({c.noise})",
-        f"best epoch: highest PGD-{c.eval_steps} accuracy on {SELECTED_ON[c.select_on]}",
+        f"best epoch: highest {' or '.join(by)} on {SELECTED_ON[c.select_on]}",
     ]
     for config in {x.title: x for x in configs}.values():
         chosen = {name: value for name, value in config.as_dict().items() if name in ("awp", "awp_start", "swa_start")}

@@ -93,9 +93,9 @@ def entitle(figure: Figure, message: str, small: str = "") -> Figure:
     """Put what a figure shows above it, and below it in small print what it was made of. Both are its alternative
     text, see alternative_text().
     """
-    figure.suptitle(textwrap.fill(message, 80), x=0.01, ha="left", fontsize=10, weight="bold")
+    figure.suptitle(textwrap.fill(message, 80, break_on_hyphens=False), x=0.01, ha="left", fontsize=10, weight="bold")
     if small:
-        text = "\n".join(textwrap.fill(line, 125) for line in small.splitlines())
+        text = "\n".join(textwrap.fill(line, 125, break_on_hyphens=False) for line in small.splitlines())
         figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.25")
     return figure
 
@@ -177,9 +177,9 @@ def luminance(rgb: np.ndarray) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-def setting(runs: list[Result], bars: str = "") -> str:
-    """What was run: dataset, network, budget, noise in the training data, images and seeds; and what the bars are, of a
-    figure that has such and no curves.
+def setting(runs: list[Result], bars: str = "", images: str = "") -> str:
+    """What was run: dataset, network, budget, noise in the training data, test images (those of the curves, unless
+    images names others) and seeds; and what the bars are, of a figure that has such and no curves.
     """
     config = runs[0].config
     n, attacked = runs[0].sizes["test"], config.attacked_size
@@ -188,7 +188,7 @@ def setting(runs: list[Result], bars: str = "") -> str:
     spread = f", bars: {bars}" if bars else ", bands from lowest to highest" if len(runs) > 1 else ""
     network = f"{named(config.dataset)}, {named(config.arch)}, {runs[0].sizes['train']:,} training images"
     budget = f"ε = {config.eps_255}/255, " if config.method != "standard" else ""
-    return f"{network}, {budget}{noise_in_words(config)}; {n:,} test images{few}; {seeds}{spread}."
+    return f"{network}, {budget}{noise_in_words(config)}; {images or f'{n:,} test images{few}'}; {seeds}{spread}."
 
 
 def noise_in_words(config) -> str:

@@ -1,87 +1,48 @@
 """Table B.1 and its claims: the calibration of a run's checkpoints, natural and under attacks."""
 
-import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from sglrlib.judging.diagnostics import calibration_error, confidence_gap, reliability, standard_error
-from sglrlib.show.style import colour_of, entitle, grid, marker_of, setting
-from sglrlib.show.tables import CHECKPOINTS, column_title, paper_place, paper_value
+from sglrlib.show.tables import column_title, mean_and_spread, paper_place, paper_value
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
+from sglrlib.studies.refinement import unrefined
 
 
-def table(runs: dict[str, list[Result]], attacks: Iterable[str], power: float = 1.0) -> pd.DataFrame:
-    """ECE (15 bins, power m) and confidence gap of each method's checkpoints under each attack, beside Table B.1.
-
-    Means over the seeds ± the bootstrap's standard error over the test images. The paper's number is marked as in
-    tables.beside_paper(); that for Square stands beside any number of queries.
-    """
-    rows = []
-    ece = partial(calibration_error, power=power)
-    for label, those in runs.items():
-        place, own = paper_place(those[0])
-        for attack in attacks:
-            for checkpoint, which in CHECKPOINTS.items():
-                column = f"ece {'square' if attack.startswith('square') else attack}"
-                paper = paper_value(those[0].config.title, column, checkpoint, **place)
-                rows.append(
-                    {
-                        "method": label,
-                        "attack": column_title(attack),
-                        "checkpoint": checkpoint,
-                        "ECE": "{:.3f} ± {:.3f}".format(*over_seeds(those, which, attack, ece)),
-                        "conf - acc": "{:+.3f} ± {:.3f}".format(*over_seeds(those, which, attack, confidence_gap)),
-                        "paper's ECE": "–" if paper is None else f"{paper:.2f}{'' if own else '*'}",
-                        "n": f"{len(those[0].confidence(which, attack)[0])} x {len(those)}",
-                    }
-                )
-    return pd.DataFrame(rows)
+def of_curve(run: Result, attack: str) -> str:
+    """The columns of the curve, without _ece or _gap, that say how calibrated a run is under an attack; '' for none."""
+    found = {"natural": "test_natural", f"pgd_{run.config.eval_steps}": "test_robust"}.get(attack, "")
+    return found if run.curve and f"{found}_ece" in run.curve[-1] else ""
 
 
-def claims(
-    hard: list[Result], refined: list[Result], attacks: Iterable[str], standard: Sequence[Result] = ()
-) -> list[Claim]:
-    """What the supplement says in B.2; and what its unsigned measure hides."""
-    a, b, why = hard[0].config.title, refined[0].config.title, at_chance(hard, refined)
-    last, best = (hard, "last"), (hard, "best")
-    found = []
-    if standard:
-        text = f"{a} is better calibrated than standard training"
-        of = "ECE without attack, last epoch"
-        values = more((list(standard), "last"), last, "natural", ece_of_each)
-        found.append(judged("standard_calibration", text, of, values, unit="", reason=at_chance(hard, standard)))
-    for attack in attacks:
-        name = column_title(attack)
-        for id, text, when, larger, smaller in (
-            ("calibration_worsens", f"{a} is worse calibrated at its last epoch than at its best", "", last, best),
-            ("calibration_spared", f"{b} is better calibrated than {a}", ", last epoch", last, (refined, "last")),
-            ("calibration_spared", f"{b} is better calibrated than {a}", ", best epoch", best, (refined, "best")),
-        ):
-            values = more(larger, smaller, attack, ece_of_each)
-            found.append(judged(id, text, f"ECE under {name}{when}", values, unit="", reason=why))
-        surer = more(last, (refined, "last"), attack, lambda highest, right: (highest > 0.9).double())
-        text, of = f"{b} is less often more than 90 % sure than {a}", f"share of images, {name}, last epoch"
-        found.append(judged("less_confident", text, of, [100 * v for v in surer], reason=why))
-        doubt = [right.double() - highest for highest, _, right in (run.confidence("last", attack) for run in refined)]
-        text, of = f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch"
-        found.append(judged("under_confident", text, of, doubt, unit="", reason=why))
-    return found
+def measured(run: Result, attack: str) -> bool:
+    """Whether a run says how calibrated its checkpoints are under an attack."""
+    return run.has(f"confidence {attack}", 1) or bool(of_curve(run, attack))
 
 
-def more(larger: tuple, smaller: tuple, attack: str, of_each: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-    """Image by image, what one (runs, checkpoint) has more of than another, for each seed that both have."""
-    found = []
-    for pair in paired(larger[0], smaller[0]):
-        one, other = (run.confidence(which, attack) for run, which in zip(pair, (larger[1], smaller[1]), strict=True))
-        found.append(of_each(one[0], one[2]) - of_each(other[0], other[2]))
-    return found
+def ece(run: Result, which: str, attack: str) -> Tensor:
+    """What each image adds to a checkpoint's ECE, (n,); its value in the curve, (1,), if no probabilities are kept."""
+    if run.holds(which, f"confidence {attack}", 1):
+        return ece_of_each(*run.confidence(which, attack)[::2])
+    return in_curve(run, which, f"{of_curve(run, attack)}_ece")
+
+
+def gap(run: Result, which: str, attack: str) -> Tensor:
+    """Confidence minus accuracy, image by image or from the curve, as of ece(): above 0 over-confident."""
+    if run.holds(which, f"confidence {attack}", 1):
+        highest, _, right = run.confidence(which, attack)
+        return highest - right.double()
+    return in_curve(run, which, f"{of_curve(run, attack)}_gap")
+
+
+def in_curve(run: Result, which: str, column: str) -> Tensor:
+    """A checkpoint's value of a column of the curve, (1,)."""
+    return torch.tensor([run.curve[run.best_epoch - 1 if which == "best" else -1][column]], dtype=torch.float64)
 
 
 def ece_of_each(confidence: Tensor, right: Tensor, bins: int = 15) -> Tensor:
@@ -94,38 +55,105 @@ def ece_of_each(confidence: Tensor, right: Tensor, bins: int = 15) -> Tensor:
     return torch.zeros(bins, dtype=torch.float64).index_add(0, place, gaps).sign()[place] * gaps
 
 
-def one(run: Result, which: str, attack: str, statistic: Callable) -> tuple[float, float]:
-    """A statistic of (confidence, right) and its standard error."""
-    confidence, _, right = run.confidence(which, attack)
-    return statistic(confidence, right), standard_error(statistic, confidence, right)
+def images(run: Result, attack: str) -> int:
+    """How many test images the calibration under an attack is of."""
+    if run.has(f"confidence {attack}", 1):
+        return len(run.confidence("last", attack)[0])
+    n = run.sizes["test"]
+    return n if attack == "natural" else min(run.config.attacked_size or n, n)
 
 
-def over_seeds(runs: list[Result], which: str, attack: str, statistic: Callable) -> tuple[float, float]:
-    """The mean of one() over the seeds, and its standard error from the images."""
-    values, errors = zip(*(one(run, which, attack, statistic) for run in runs), strict=True)
-    return statistics.fmean(values), math.hypot(*errors) / len(errors)
-
-
-def figure(results: dict[str, list[Result]], attacks: Iterable[str], which: str = "last") -> Figure:
-    """Above, reliability diagrams of a checkpoint under each attack; below, the density of the labelled class's
-    probability. One colour a method, the first seed's.
+def table(runs: dict[str, list[Result]], attacks: Iterable[str] = ("natural", "pgd_10", "square_500")) -> pd.DataFrame:
+    """Table B.1 in its layout: ECE (15 bins) at best and last epoch and their difference, ours (mean ± std over seeds,
+    and the interval that verdicts use) above the paper's; below them confidence minus accuracy. The lowest ECE is
+    between **. The paper's numbers are marked as in tables.beside_paper(); that for Square stands beside any number
+    of queries. Attacks that some run was not measured under are left out.
     """
-    attacks = list(attacks)
-    figure, axes = grid(2, len(attacks), 4.2, sharex=True)
-    for (top, bottom), attack in zip(axes.T, attacks, strict=True):
-        top.plot([0, 1], [0, 1], color="0.6", lw=0.9, zorder=0)
-        for label, runs in results.items():
-            highest, labelled, right = runs[0].confidence(which, attack)
-            count, confidence, accuracy = reliability(highest, right)
-            colour, marker = colour_of(label, results), marker_of(label, results)
-            top.plot(confidence[count > 0], accuracy[count > 0], f"-{marker}", color=colour, ms=3.5, lw=1)
-            bottom.hist(labelled, 20, range=(0, 1), density=True, histtype="step", color=colour, lw=1.3)
-        title = "no attack" if attack == "natural" else column_title(attack)
-        top.set(title=f"{title}, n = {len(right)}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        bottom.set_yscale("log")
-        top.set_xlabel("Confidence")
-        top.tick_params(labelbottom=True)
-        bottom.set_xlabel("Probability of the label")
-    axes[0, 0].set_ylabel("Accuracy")
-    axes[1, 0].set_ylabel("Density")
-    return entitle(figure, f"Calibration of the {which} checkpoint", setting(next(iter(results.values()))))
+    rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    measured_by_all = [a for a in attacks if all(measured(run, a) for those in runs.values() for run in those)]
+    for label, those in runs.items():
+        place, own = paper_place(those[0])
+        for attack in measured_by_all:
+            printed = f"ece {'square' if attack.startswith('square') else attack}"
+            accuracy = f"{column_title(attack)}, {images(those[0], attack):,} images"
+            for checkpoint in ("best", "final", "diff"):
+                at = accuracy, checkpoint.capitalize()
+                values = [part(ece, run, checkpoint, attack) for run in those]
+                found = judged("", "", "", values)
+                least = -1.0 if checkpoint == "diff" else 0.0  # no ECE is below 0, whatever rounding makes of it
+                signed = statistics.fmean(part(gap, run, checkpoint, attack).mean().item() for run in those)
+                paper = paper_value(those[0].config.title, printed, checkpoint, **place)
+                for name, text in (
+                    (f"ours, seeds: {len(those)}", mean_and_spread([max(least, v.mean().item()) for v in values], 3)),
+                    ("95 %", f"{max(least, found.low):.3f} to {found.high:.3f}"),
+                    ("paper", "–" if paper is None else f"{paper:.2f}{'' if own else '*'}"),
+                    ("confidence − accuracy", f"{round(signed, 3) + 0:+.3f}" if checkpoint != "diff" else ""),
+                ):
+                    rows.setdefault((label, name), {})[at] = text
+    table = pd.DataFrame([*rows.values()], pd.MultiIndex.from_tuples(rows, names=["method", ""])).fillna("")
+    table.columns = pd.MultiIndex.from_tuples(table.columns)
+    return with_lowest(table)
+
+
+def part(measure: Callable, run: Result, checkpoint: str, attack: str) -> Tensor:
+    """A measure at a checkpoint in the paper's words: 'best', 'final', or 'diff', the best minus the final."""
+    if checkpoint == "diff":
+        return measure(run, "best", attack) - measure(run, "last", attack)
+    return measure(run, "best" if checkpoint == "best" else "last", attack)
+
+
+def with_lowest(table: pd.DataFrame) -> pd.DataFrame:
+    """table() with the lowest ECE of ours and of the paper's between ** at each checkpoint, if there are several."""
+    for at in [at for at in table.columns if at[1] != "Diff"]:
+        for kind in ("ours", "paper"):
+            cells = {i: table[at].iloc[i] for i, (_, name) in enumerate(table.index) if name.startswith(kind)}
+            numbers = {i: float(found[0]) for i, text in cells.items() if (found := re.match(r"[\d.]+", text))}
+            for i in [i for i, number in numbers.items() if number == min(numbers.values())] * (len(numbers) > 1):
+                table.iloc[i, table.columns.get_loc(at)] = f"**{cells[i]}**"
+    return table
+
+
+def claims(
+    hard: list[Result], refined: list[Result], attacks: Iterable[str], standard: Sequence[Result] = ()
+) -> list[Claim]:
+    """What the supplement says in B.2; and what its unsigned measure hides."""
+    a, b, why = hard[0].config.title, refined[0].config.title, at_chance(hard, refined)
+    last, best = (hard, "last"), (hard, "best")
+    found = []
+
+    def claim(id: str, text: str, of: str, values: list[Tensor], unit: str = "", reason: str = why) -> None:
+        n = f", {images(hard[0], attack):,} images a seed" if all(len(v) == 1 for v in values) else ""
+        if values:  # a comparison needs a seed that both have
+            found.append(judged(id, text, of + n, values, unit=unit, reason=reason))
+
+    if standard:
+        attack, text = "natural", f"{a} is better calibrated than standard training"
+        values = more((list(standard), "last"), last, ece, attack)
+        claim("standard_calibration", text, "ECE without attack, last epoch", values, reason=at_chance(hard, standard))
+    for attack in attacks:
+        name = column_title(attack)
+        for id, text, when, larger, smaller in (
+            ("calibration_worsens", f"{a} is worse calibrated at its last epoch than at its best", "", last, best),
+            ("calibration_spared", f"{b} is better calibrated than {a}", ", last epoch", last, (refined, "last")),
+            ("calibration_spared", f"{b} is better calibrated than {a}", ", best epoch", best, (refined, "best")),
+        ):
+            early = unrefined(refined) if smaller == (refined, "best") else ""
+            claim(id, text, f"ECE under {name}{when}", more(larger, smaller, ece, attack), reason=why or early)
+        if all(run.has(f"confidence {attack}", 1) for run in hard + refined):
+            surer = more(last, (refined, "last"), sure, attack)
+            text, of = f"{b} is less often more than 90 % sure than {a}", f"share of images, {name}, last epoch"
+            claim("less_confident", text, of, [100 * v for v in surer], "points")
+        doubt = [-gap(run, "last", attack) for run in refined]
+        claim("under_confident", f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch", doubt)
+    return found
+
+
+def more(larger: tuple, smaller: tuple, measure: Callable, attack: str) -> list[Tensor]:
+    """What one (runs, checkpoint) has more of than another, as measure says it, for each seed that both have."""
+    pairs = paired(larger[0], smaller[0])
+    return [measure(one, larger[1], attack) - measure(other, smaller[1], attack) for one, other in pairs]
+
+
+def sure(run: Result, which: str, attack: str) -> Tensor:
+    """Whether a checkpoint is more than 90 % sure of an image, whatever its class, (n,) float64."""
+    return (run.confidence(which, attack)[0] > 0.9).double()

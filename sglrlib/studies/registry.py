@@ -16,7 +16,18 @@ from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
-from sglrlib.studies import ablation, calibration, doubt, noise_kinds, overfitting, phases, refinement, sweep
+from sglrlib.studies import (
+    ablation,
+    calibration,
+    doubt,
+    noise_kinds,
+    overfitting,
+    phases,
+    refinement,
+    separability,
+    sweep,
+)  # fmt: skip
+from sglrlib.studies.separability import Embedding
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -95,6 +106,7 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     yield from main_tables(row)
     yield from noise_rates(dataset, scale)
     yield from calibrated(row)
+    yield from separability.claims(embeddings(dataset, scale))
     yield from schedules(row)
     yield from label_rules(row)
     yield from black_box(row)
@@ -141,12 +153,27 @@ def noise_sweep(dataset: str, scale: str) -> sweep.Sweep:
 
 
 def calibrated(row: Row) -> Iterator[Claim]:
-    """Notebook 04."""
-    attacks = ("pgd_10", "square_500")
-    columns = [f"confidence {attack}" for attack in ("natural", *attacks)]
-    standard, hard, refined = (row(name, *columns) for name in ("Standard", "PGD-AT", "PGD-AT+SGLR"))
-    if hard and refined:
-        yield from calibration.claims(hard, refined, attacks, standard)
+    """Notebook 04: by the probabilities of each image, else by what the curves say under PGD-10."""
+    for attacks in (("pgd_10", "square_500"), ("pgd_10",)):
+        standard, hard, refined = (
+            [run for run in row(name) if all(calibration.measured(run, attack) for attack in ("natural", *attacks))]
+            for name in ("Standard", "PGD-AT", "PGD-AT+SGLR")
+        )
+        if hard and refined:
+            yield from calibration.claims(hard, refined, attacks, standard)
+            return
+
+
+def embeddings(dataset: str, scale: str) -> list[Embedding]:
+    """Notebook 05: what is kept of standard training on wrong labels, and of adversarial training without any."""
+    made = [dict(swept(scale), method="standard", noise_rate=rate) for rate in (0.2, 0.6)] + [dict(noise_rate=0.0)]
+    every = [
+        recipe(dataset, scale, labels=rule, seed=seed, **changes)
+        for changes in made
+        for rule in ("hard", "smooth", "self_guided")
+        for seed in range(MOST_SEEDS)
+    ]
+    return [found for found in map(separability.kept, every) if found]
 
 
 def schedules(row: Row) -> Iterator[Claim]:
