@@ -1,6 +1,7 @@
 """What a notebook's cells call: its parameters, the runs that it asks for, and how they are shown."""
 
 import base64
+import hashlib
 import html
 import io
 import os
@@ -216,15 +217,15 @@ def as_html(table: pd.DataFrame) -> str:
         dict(selector="th, td", props="padding: 0.25em 0.7em; border: none; vertical-align: top; text-align: left"),
         dict(selector="tbody tr", props="border-top: 1px solid #8885; background: none"),
         dict(selector="thead", props="border-bottom: 2px solid #888"),
-        dict(selector="td, th.row_heading", props="max-width: 24em; white-space: pre-line"),
+        dict(selector="td, th.row_heading", props="max-width: 24em; white-space: pre-line; font-weight: normal"),
     ]
-    rules += [
-        dict(selector=f"td.col{i}, th.col{i}.level{table.columns.nlevels - 1}", props="text-align: right")
-        for i in range(table.shape[1])
-        if right[i]
-    ]
-    drawn = table.style.set_table_styles(rules).set_uuid("of_table").format(bold, escape=None)
-    return drawn.to_html()
+    for i in [i for i, is_number in enumerate(right) if is_number]:
+        rules += [
+            dict(selector=f"td.col{i}, th.col{i}.level{table.columns.nlevels - 1}", props="text-align: right"),
+            dict(selector=f"td.col{i}", props="white-space: nowrap"),
+        ]
+    name = hashlib.sha256(table.to_string().encode()).hexdigest()[:8]  # rules are for this table of the page
+    return table.style.set_table_styles(rules).set_uuid(name).format(bold, escape=None).to_html()
 
 
 def bold(value: object) -> str:

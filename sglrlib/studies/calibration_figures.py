@@ -3,7 +3,9 @@
 import statistics
 from collections.abc import Callable, Iterable
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -48,7 +50,9 @@ def over_epochs(results: dict[str, list[Result]], item: str = "Figure B.2") -> F
         for label, runs in trained.items()
     ]
     few = f"{n:,} test images, under {attack} the first {config.attacked_size or n:,}"
-    small = f"{item}: {setting(next(iter(results.values())), few)}{unequal(results)} Rings: best epoch of each seed."
+    small = (
+        f"{item}: {setting(next(iter(results.values())), images=few)}{unequal(results)} Rings: best epoch of each seed."
+    )
     small += " Diamonds: the paper's Table B.1 (ResNet-18), drawn at our best and last epochs." * bool(drawn)
     if "Standard" in results:
         end = over_seeds(in_curve, results["Standard"], "last", "test_robust_ece")
@@ -140,6 +144,56 @@ def diagrams(results: dict[str, list[Result]], attacks: Iterable[str], which: st
     return entitle(figure, message, small)
 
 
+def sliders(results: dict[str, list[Result]]) -> alt.TopLevelMixin:
+    """Confidence and accuracy of each method on test images, clean and attacked, up to the epoch that a slider sets."""
+    rows, methods = [], list(results)
+    for label, runs in results.items():
+        for kind in ("natural", "robust"):
+            title = "no attack" if kind == "natural" else f"under PGD-{runs[0].config.eval_steps}"
+            for of_epoch in zip(*(run.curve for run in runs), strict=True):
+                accuracy = statistics.fmean(row[f"test_{kind}"] / 100 for row in of_epoch)
+                gap = statistics.fmean(row[f"test_{kind}_gap"] for row in of_epoch)
+                point = dict(
+                    epoch=of_epoch[0]["epoch"], confidence=round(accuracy + gap, 4), accuracy=round(accuracy, 4)
+                )
+                rows.append(point | dict(method=label, kind=title))
+    last = rows[-1]["epoch"]
+    range_of = alt.binding_range(min=1, max=last, step=1, name="epoch ")
+    epoch = alt.param(name="until", value=last, bind=range_of)
+    axis = alt.Scale(domain=[0, 1])
+    x, y = alt.X("confidence:Q", scale=axis, title="Mean confidence"), alt.Y("accuracy:Q", scale=axis, title="Accuracy")
+    colours = alt.Scale(domain=methods, range=[colour_of(label) for label in methods])
+    colour = alt.Color("method:N", scale=colours)
+    base = alt.Chart().transform_filter("datum.epoch <= until")
+    trail = base.mark_line(strokeWidth=1, opacity=0.6).encode(x, y, colour, order="epoch:Q")
+    now = base.transform_filter("datum.epoch == until").mark_point(size=110, filled=True)
+    now = now.encode(x, y, colour, alt.Shape("method:N"), tooltip=["method", "epoch", "confidence", "accuracy"])
+    ends = dict(x=alt.datum(0), y=alt.datum(0), x2=alt.datum(1), y2=alt.datum(1))
+    layers = alt.layer(alt.Chart().mark_rule(color="#999").encode(**ends), trail, now, data=pd.DataFrame(rows))
+    layers = layers.properties(width=230, height=230)
+    return layers.facet(column=alt.Column("kind:N", title=None)).add_params(epoch)
+
+
+def at_the_end(results: dict[str, list[Result]]) -> Figure:
+    """What sliders() shows first."""
+    figure, axes = grid(1, 2, 3.2, sharey=True)
+    for axis, kind in zip(axes[0], ("natural", "robust"), strict=True):
+        for label, runs in results.items():
+            curves = [[(row[f"test_{kind}"] / 100, row[f"test_{kind}_gap"]) for row in run.curve] for run in runs]
+            accuracy, gap = np.array(curves).mean(0).T
+            colour, marker = colour_of(label, results), marker_of(label, results)
+            axis.plot(accuracy + gap, accuracy, color=colour, lw=0.8, alpha=0.6)
+            axis.plot(accuracy[-1] + gap[-1], accuracy[-1], marker, color=colour, ms=7, label=label)
+        axis.plot([0, 1], [0, 1], color="0.6", lw=0.9, zorder=0)
+        axis.set(
+            xlim=(0, 1), ylim=(0, 1), xlabel="Mean confidence", title="no attack" if kind == "natural" else "attacked"
+        )
+    axes[0, 0].set_ylabel("Accuracy")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    small = f"{setting(next(iter(results.values())))} In JupyterLab and on the site a slider moves the epoch."
+    return entitle(figure, "Confidence and accuracy, from the first epoch to the last", small)
+
+
 def under(attack: str) -> str:
     return "no attack" if attack == "natural" else f"under {column_title(attack)}"
 
@@ -148,4 +202,4 @@ def setting_of(results: dict[str, list[Result]], attacks: list[str]) -> str:
     """What was run, with the images that have probabilities."""
     first = next(iter(results.values()))
     n = min(images(first[0], attack) for attack in attacks)
-    return setting(first, f"{n:,} test images in each panel") + unequal(results)
+    return setting(first, images=f"{n:,} test images in each panel") + unequal(results)
