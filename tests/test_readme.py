@@ -13,14 +13,15 @@ from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.studies import readme, registry
 from sglrlib.studies.registry import committed
 
-README = (ROOT / "README.md").read_text()
+README, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
 def test_every_table_in_the_readme_is_what_the_committed_results_say():
     """Verdicts and accuracies are computed; where this fails, python -m sglrlib claims writes them."""
     assert registry.VERDICTS.read_text() == registry.text()
     for name, part in readme.parts().items():
-        (found,) = re.findall(readme.place(name), README, re.DOTALL)
+        (found,) = re.findall(readme.place(name), README + RESULTS_PAGE, re.DOTALL)
         assert found[1].strip("\n") == part, name
 
 
@@ -35,8 +36,8 @@ def test_what_came_out_stands_at_the_head_of_each_notebook():
 
 
 def test_no_verdict_is_typed():
-    """Outside of what is computed, README says of nothing that it holds."""
-    typed = README
+    """Outside of what is computed, README and the page of results say of nothing that it holds."""
+    typed = README + RESULTS_PAGE
     for name in readme.parts():
         typed = re.sub(readme.place(name), "", typed, flags=re.DOTALL)
     assert not re.findall(r"does not hold|cannot be told|seen in th|: holds|: true|: false", typed)
@@ -88,7 +89,7 @@ def test_the_speed_is_that_of_the_saved_benchmark():
     medians |= {r["rung"]: r["median"] for r in found["ladder"]}
     names = "step, fp32, against release", "step, bf16, against release", "+ update in bf16", "step, fp32, against rice"
     fp32, bf16, amp, rice = (f"{medians[name]:.2f}" for name in names)
-    text = " ".join(README.split("## Speed")[1].split("##")[0].split())
+    text = " ".join(RESULTS_PAGE.split("## Speed")[1].split("##")[0].split())
     assert f"divided by {fp32} in fp32, by {bf16} with the attack in bf16" in text
     assert f"and by {amp} with the update in bf16" in text and f"Rice et al. {rice} in fp32" in text
 
@@ -106,10 +107,15 @@ def test_what_is_installed_by_hash_is_what_is_tested():
 
 
 def test_every_link_into_the_repository_exists():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert len(links) > 4
-    for link in links:
-        assert (ROOT / link).exists(), link
+    for page in PAGES:
+        links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if not link.startswith("http")]
+        assert links, page.name
+        for link in links:
+            assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_every_notebook_is_in_the_table():
@@ -122,7 +128,7 @@ def test_every_item_has_a_notebook_and_a_figure():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     assert len(rows) >= 19
     for item, notebook, figure in rows:
-        assert item and "notebooks/" in notebook and ("figures/" in figure or "tables" in figure)
+        assert item and "notebooks/" in notebook and ("figures/" in figure or "in the notebook" in figure)
     paper = [
         "Algorithm 1",
         "equation 1",
@@ -136,3 +142,5 @@ def test_every_item_has_a_notebook_and_a_figure():
 def test_every_figure_is_there_as_a_picture_and_for_print():
     pictures = {path.stem for path in (ROOT / "figures").glob("*.png")}
     assert pictures == {path.stem for path in (ROOT / "figures").glob("*.pdf")} and len(pictures) > 20
+    shown = set(re.findall(r"figures/(\w+)\.png", README))
+    assert shown <= pictures and len(pictures - shown) <= 4, pictures - shown

@@ -1,26 +1,32 @@
-"""What README and notebooks have from committed results, between "<!-- name -->" and "<!-- end of name -->"."""
+"""What README, docs and notebooks have from committed results, between "<!-- name -->" and "<!-- end of name -->"."""
 
 import json
 import re
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from sglrlib.paths import ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
-from sglrlib.show.tables import overview
+from sglrlib.show import style
+from sglrlib.show.tables import overview, paper_value
 from sglrlib.store.results import Result
 from sglrlib.studies import registry
 
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def write() -> None:
-    """Put each part of parts() into README, and what came out, head(), into the first cell of each notebook."""
-    text = README.read_text()
-    for name, part in parts().items():
-        text = filled(text, name, part, README)
-    README.write_text(text)
+    """Put each part of parts() into the page that has a place for it, and what came out, head(), into the first cell of
+    each notebook.
+    """
+    made = parts()
+    for page in PAGES:
+        text = page.read_text()
+        for name in [name for name in made if f"<!-- {name} -->" in text]:
+            text = filled(text, name, made[name], page)
+        page.write_text(text)
     for path in NOTEBOOKS:
         values = json.loads(path.read_text())
         first = values["cells"][0]
@@ -52,10 +58,28 @@ def place(name: str) -> str:
 
 def parts() -> dict[str, str]:
     """Name -> Markdown."""
-    made = {"claims": registry.summary(), "theory": theory()}
+    made = {"beside the paper": beside_paper(), "claims": registry.summary(), "theory": theory()}
     for (dataset, scale), title in registry.SCALES.items():
         made[title] = main_table(dataset, scale)
     return made
+
+
+def beside_paper() -> str:
+    """PGD-20 at the best and the last epoch, the paper's and ours, in two sentences."""
+    rows = ("PGD-AT", "PGD-AT+SGLR")
+    runs = registry.best(rows, "pgd_20")
+    paper = {row: [paper_value(row, "pgd_20", when, dataset="cifar10") for when in ("best", "final")] for row in rows}
+    ours = {
+        row: [fmean(run.accuracy(when, "pgd_20") for run in those) for when in ("best", "last")]
+        for row, those in runs.items()
+    }
+    said = [" and ".join(f"from {a:.1f} to {b:.1f} % with {row}" for row, (a, b) in of.items()) for of in (paper, ours)]
+    run, seeds = runs["PGD-AT"][0], len(runs["PGD-AT"])
+    here = f"{style.named(run.config.dataset)}, {style.named(run.config.arch)}, {run.sizes['train']:,} training images"
+    return (
+        f"From the best to the last epoch robust accuracy under PGD-20 goes {said[0]} in the paper (CIFAR-10, "
+        f"ResNet-18), and {said[1]} here ({here}, {seeds} seeds)."
+    )
 
 
 def theory() -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
 from sglrlib.method.labels import LABELS
-from sglrlib.paths import CLAIMS, RESULTS
+from sglrlib.paths import CLAIMS, RESULTS, ROOT
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
@@ -298,12 +298,16 @@ def of_notebook(number: str) -> pd.DataFrame:
 
 
 def summary() -> str:
-    """The claims for README, a table in Markdown: the paper's words, and at each scale how often they hold."""
+    """The claims for README, a table in Markdown: the paper's words, and how often they hold at each scale that has
+    results.
+    """
     found = kept()
-    lines = [f"| the paper's claim | {' | '.join(SCALES.values())} | notebook |", "|---" * (len(SCALES) + 2) + "|"]
+    scales = [scale for scale in SCALES.values() if (found.scale == scale).any()]
+    lines = [f"| the paper's claim | {' | '.join(scales)} | notebook |", "|---" * (len(scales) + 2) + "|"]
     for name, claim in known().iterrows():
-        cells = [in_short(verdicts_on(name, scale, found)) or "no result" for scale in SCALES.values()]
-        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | {claim.notebook} |")
+        cells = [in_short(verdicts_on(name, scale, found)) or "–" for scale in scales]
+        (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
+        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](notebooks/{path.name}) |")
     return "\n".join(lines)
 
 
