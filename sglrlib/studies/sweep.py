@@ -18,6 +18,7 @@ from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import gain, unrefined
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
+SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲"}  # markers in text
 
 Sweep = dict[tuple[str, float], dict[str, list[Result]]]  # (noise, rate) -> label rule -> its runs, one a seed
 
@@ -76,7 +77,9 @@ def figure(sweep: Sweep, item: str) -> Figure:
                 test.plot(1.12 * some.config.epochs, 100 - error, style.marker_of(title), **how)
         test.set_title(f"{rate:.0%} noise", fontsize=9)
         train.set_xlabel("Epoch")
-    style.label_ends(train, {style.named(rule): ends[title] for title, rule in zip(titled, runs, strict=True)})
+    signs = {title: SIGNS.get(style.marker_of(title), "") for title in titled}
+    names = {title: f"{style.named(rule)} {signs[title]}" for title, rule in zip(titled, runs, strict=True)}
+    style.label_ends(train, {names[title]: ends[title] for title in titled})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
     config, seeds = some.config, len(next(iter(runs.values())))
