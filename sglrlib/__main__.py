@@ -103,7 +103,7 @@ def judge_claims(asked: argparse.Namespace) -> int:
 
 def draw_figures(asked: argparse.Namespace) -> int:
     """Write figures/ anew, from committed results and what is computed at once."""
-    for name, figure in gallery.drawn().items():
+    for name, figure in gallery.drawn():
         print(style.save(figure, name, publish=True))
     return 0
 

@@ -14,10 +14,20 @@ from sglrlib.show import notebook
 
 
 def execute(path, **parameters) -> str:
-    """What a notebook's cells print, the parameters put in as papermill puts them in; raises what a cell raises."""
+    """What a notebook's cells print, tables as text, the parameters put in as papermill puts them in; raises as a cell
+    does.
+    """
+
+    def display(shown: object, raw: bool = False) -> None:
+        print(shown["text/plain"] if raw else shown)
+
     with patch.object(HistoryManager, "enabled", False):
         shell = InteractiveShell()
-    with patch.object(notebook, "get_ipython", lambda: shell), redirect_stdout(io.StringIO()) as printed:
+    with (
+        patch.object(notebook, "get_ipython", lambda: shell),
+        patch.object(notebook, "display", display),
+        redirect_stdout(io.StringIO()) as printed,
+    ):
         for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
             if cell.cell_type == "code":
                 shell.run_cell(cell.source, store_history=True).raise_error()

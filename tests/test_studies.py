@@ -204,7 +204,7 @@ def test_the_forest_says_what_ends_below_the_whole_method_and_what_cannot_be_tol
     ends = {ablation.WHOLE: 80, "α = 0": 80, "r = 0.5": 60}
     runs = {name: [result([], correct=(90, k), seed=seed) for seed in range(3)] for name, k in ends.items()}
     figure = ablation.forest(runs, ablation.WHOLE, "Equation 1")
-    assert figure.get_suptitle() == ("Under PGD-20, r = 0.5 ends below the whole method; α = 0 cannot be told from it")
+    assert figure.get_suptitle() == ("Under PGD-20: r = 0.5 ends below the whole method; α = 0 cannot be told from it")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["r = 0.5", ablation.WHOLE, "α = 0"]
     claims = ablation.claims(runs, {})
     assert [claim.of.split(":")[0] for claim in claims] == ["α = 0"] * 2 + ["r = 0.5"] * 2

@@ -131,6 +131,8 @@ def label_points(axis, points: dict[str, tuple[tuple[float, float], object]], si
     """Write names beside points, name -> (x, y) and colour: each where it covers least of the axis's lines and of the
     other names, with a thin line to its point if that is not near. To be called last, when the axis has its place.
     """
+    if not points:
+        return
     axis.figure.draw_without_rendering()
     scale, inside, written = axis.figure.dpi / 72, axis.get_window_extent(), []
     drawn = np.concatenate([between(line.get_transform().transform(line.get_xydata())) for line in axis.lines])

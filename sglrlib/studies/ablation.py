@@ -80,7 +80,7 @@ def forest(results: dict[str, list[Result]], against: str, item: str, column: st
     small = setting(base, "95 % intervals over seeds and images")
     small += f" Last epoch. Small dots: single seeds. Differences from {against}, image by image."
     said = message(differences, against) if differences else f"only {against} is there"
-    return entitle(figure, f"Under {column_title(column)}, {said}", f"{item}: {small}")
+    return entitle(figure, f"Under {column_title(column)}: {said}", f"{item}: {small}")
 
 
 def message(differences: dict[str, Claim], against: str) -> str:

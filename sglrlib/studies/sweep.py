@@ -18,6 +18,7 @@ from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import gain, unrefined
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
+SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲"}  # markers in text
 
 Sweep = dict[tuple[str, float], dict[str, list[Result]]]  # (noise, rate) -> label rule -> its runs, one a seed
 
@@ -32,13 +33,9 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
 
 
 def described(configs: list[RunConfig]) -> str:
-    """What is about to be run or shown, whatever the noise; of standard training without the attack that it lacks."""
+    """What is about to be run or shown, whatever the noise."""
     alike = [c for c in configs if (c.noise, c.noise_rate) == (configs[0].noise, configs[0].noise_rate)]
-    lines = [line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label noise")]
-    if METHODS[alike[0].method].selected_by == "natural":
-        lines = [line for line in lines if not line.startswith(("budget", "best epoch"))]
-        lines.append("best epoch: highest natural accuracy on validation images, whose labels are clean")
-    return "\n".join(lines)
+    return "\n".join(line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label"))
 
 
 def portion_correct(run: Result) -> float:
@@ -76,7 +73,9 @@ def figure(sweep: Sweep, item: str) -> Figure:
                 test.plot(1.12 * some.config.epochs, 100 - error, style.marker_of(title), **how)
         test.set_title(f"{rate:.0%} noise", fontsize=9)
         train.set_xlabel("Epoch")
-    style.label_ends(train, {style.named(rule): ends[title] for title, rule in zip(titled, runs, strict=True)})
+    signs = {title: SIGNS.get(style.marker_of(title), "") for title in titled}
+    names = {title: f"{style.named(rule)} {signs[title]}" for title, rule in zip(titled, runs, strict=True)}
+    style.label_ends(train, {names[title]: ends[title] for title in titled})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
     config, seeds = some.config, len(next(iter(runs.values())))
