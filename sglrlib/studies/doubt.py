@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress")  # cleanlab's progress bar, never shown here, misses ipywidgets
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
+
+FIRST = 32  # of a ranking that are kept in their order
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,26 @@ def refined_labels(config: RunConfig) -> Tensor:
     return p / p.sum(1, keepdim=True)  # an average that started at zero falls short of one, by as much for each sample
 
 
+def rankings(config: RunConfig, folds: Sequence[RunConfig], device="cpu") -> dict[str, Ranking]:
+    """Both rankings of a run's training labels, from its own refined labels and its fold_runs()."""
+    y = run_data(config).train.y
+    learnt, refined = left_out(folds, device), refined_labels(config)
+    return {"confident learning": confident_learning(y, learnt), "refined labels": by_refined_labels(y, refined)}
+
+
 def claims(title: str, found: Sequence[tuple[Ranking, Tensor]]) -> list[Claim]:
     """Whether rankings find the wrong labels; each with which are wrong, (n,), one pair a seed. Some must be wrong.
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    n = ", ".join(f"{wrong.sum()} of {len(wrong)}" for _, wrong in found)
+    n = f"{', '.join(str(wrong.sum().item()) for _, wrong in found)} of {len(found[0][1])} wrong"
     measures = {
         "average precision above their share": [beyond_chance(*each) for each in found],
         "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in found if r.flagged.any()],
         "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in found],
     }
     return [
-        judged("found", f"wrong labels are found by {title}", f"{of} ({n} wrong)", *zip(*values, strict=True))
+        judged("found", "wrong labels are found", f"{title}: {of} ({n})", *zip(*values, strict=True))
         for of, values in measures.items()
         if values
     ]
@@ -122,24 +132,36 @@ def above_half(hits: Tensor) -> tuple[float, float]:
 
 
 def keep(config: RunConfig, rankings: dict[str, Ranking], wrong: Tensor) -> Path:
-    """Write rankings of a run's training labels, and which are wrong, below data/results/doubt; returns where."""
-    kept = {title: dict(mass=pack_shares(r.mass), flagged=pack(r.flagged)) for title, r in rankings.items()}
+    """Write rankings of a run's training labels, and which are wrong, below data/results/doubt; returns where.
+
+    Many masses round to zero, so the first of each ranking are kept in their order, with their most probable classes.
+    """
+    kept = {
+        title: dict(
+            mass=pack_shares(r.mass), flagged=pack(r.flagged),
+            first=r.order[:FIRST].tolist(), likely=r.likely[r.order[:FIRST]].tolist(),
+        )
+        for title, r in rankings.items()
+    }  # fmt: skip
     path = RESULTS / "doubt" / f"{config.id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(wrong=pack(wrong), rankings=kept), indent=1) + "\n")
+    text = json.dumps(dict(wrong=pack(wrong), rankings=kept), indent=1)
+    path.write_text(re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
     return path
 
 
 def kept(config: RunConfig) -> tuple[dict[str, Ranking], Tensor] | None:
-    """What keep() wrote of a run, None where it wrote nothing; without the most probable classes."""
+    """What keep() wrote of a run, None where it wrote nothing; the most probable classes only of the first, else -1."""
     path = RESULTS / "doubt" / f"{config.id}.json"
     if not path.exists():
         return None
     values = json.loads(path.read_text())
-    rankings = {
-        title: Ranking(unpack_shares(r["mass"]), unpack(r["flagged"]), torch.empty(0, dtype=torch.long))
-        for title, r in values["rankings"].items()
-    }
+    rankings = {}
+    for title, r in values["rankings"].items():
+        mass, likely = unpack_shares(r["mass"]), torch.full((len(unpack(r["flagged"])),), -1)
+        mass[r["first"]] -= 1e-9 * torch.arange(len(r["first"]), 0, -1)  # their order, where they round to the same
+        likely[r["first"]] = torch.tensor(r["likely"])
+        rankings[title] = Ranking(mass, unpack(r["flagged"]), likely)
     return rankings, unpack(values["wrong"])
 
 

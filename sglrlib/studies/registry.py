@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pandas as pd
+from torch import Tensor
 
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
@@ -27,6 +28,7 @@ from sglrlib.studies import (
     separability,
     sweep,
 )  # fmt: skip
+from sglrlib.studies.doubt import Ranking
 from sglrlib.studies.separability import Embedding
 
 SCALES = {
@@ -233,15 +235,22 @@ def controlled(dataset: str, scale: str) -> dict[str, list[Result]]:
 
 
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:
-    """Notebook 10: on digits the planted labels, elsewhere those that people gave."""
+    """Notebook 10."""
+    for kept in ranked(dataset, scale):
+        for title in kept[0][1]:
+            yield from doubt.claims(title, [(rankings[title], wrong) for _, rankings, wrong in kept])
+
+
+def ranked(dataset: str, scale: str) -> list[list[tuple[RunConfig, dict[str, Ranking], Tensor]]]:
+    """What is kept of doubt for each kind of wrong labels, at each seed: run, rankings, and which labels are wrong. On
+    digits these are the planted ones, elsewhere those that people gave.
+    """
     noises = [{}] if dataset == "digits" else [dict(noise=kind, noise_rate=1.0) for kind in HUMAN]
-    for noise in noises:
-        if noise and noise["noise"] not in noises_of(dataset):
-            continue
+    found = []
+    for noise in [noise for noise in noises if not noise or noise["noise"] in noises_of(dataset)]:
         every = [row_recipe("PGD-AT+SGLR", dataset, scale, seed=seed, **noise) for seed in range(MOST_SEEDS)]
-        kept = [found for found in map(doubt.kept, every) if found]
-        for title in kept[0][0] if kept else ():
-            yield from doubt.claims(title, [(rankings[title], wrong) for rankings, wrong in kept])
+        found.append([(config, *kept) for config in every if (kept := doubt.kept(config))])
+    return [kept for kept in found if kept]
 
 
 def table() -> pd.DataFrame:
