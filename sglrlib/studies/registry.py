@@ -296,7 +296,8 @@ def came_out(number: str) -> str:
             continue
         for word in words:
             said = here[here.verdict == word]
-            each = [f"{text}{effects(those)}" for text, those in said.groupby("claim", sort=False)]
+            several = here.claim[here.claim.duplicated()].unique()
+            each = [f"{text}{effects(those, text in several)}" for text, those in said.groupby("claim", sort=False)]
             parts.append(f"*{word[0].upper()}{word[1:]}:* {'; '.join(each)}.")
         parts[0] = (
             f"**What came out** on {scale}, seeds: {seeds}; in brackets the effect and its 95 % interval. {parts[0]}"
@@ -304,9 +305,8 @@ def came_out(number: str) -> str:
     return "\n\n".join(parts)
 
 
-def effects(found: pd.DataFrame) -> str:
-    """The effects of verdicts on one claim, in brackets; what each was measured by where there are several."""
-    several = len(found) > 1
+def effects(found: pd.DataFrame, several: bool) -> str:
+    """The effects of verdicts on one claim, in brackets; what each was measured by if there are several."""
     rows = zip(found["effect (95 %)"], found["measured by"], strict=True)
     each = [f"{of}: {effect}" if several else effect for effect, of in rows]
     return f" ({'; '.join(text.replace(' (', ', ').replace(')', '') for text in each)})"
