@@ -139,6 +139,18 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
         readme.write()
 
 
+def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
+    row = dict.fromkeys(registry.COLUMNS, "") | {"id": "spared", "scale": "digits", "seeds": 3, "claim": "it is less"}
+    rows = [
+        row | {"measured by": of, "verdict": word, "effect (95 %)": "+1 (0 to 2)"}
+        for of, word in (("PGD-20", "holds"), ("AutoAttack", "open"))
+    ]
+    pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
+    assert "*Holds:* it is less (PGD-20: +1, 0 to 2)." in registry.came_out("01")
+    pd.DataFrame(rows[:1]).to_csv(registry.VERDICTS, index=False)
+    assert "*Holds:* it is less (+1, 0 to 2)." in registry.came_out("01")
+
+
 def test_a_notebook_shows_its_own_claims(kept):
     commit()
     registry.VERDICTS.write_text(registry.text())

@@ -115,18 +115,20 @@ def test_calibration_is_judged_from_the_curve_where_no_probabilities_are_kept():
     columns = {f"test_{kind}_{what}": [0.1, 0.2, 0.4] for kind in ("natural", "robust") for what in ("ece", "gap")}
     lower = {name: [0.1, 0.1, 0.3] for name in columns}
     hard = [result(rows([1] * 3, **columns), best=2, seed=seed, attacked_size=30) for seed in range(3)]
-    refined = [result(rows([1] * 3, **lower), best=60, labels="self_guided", seed=seed) for seed in range(3)]
+    refined = [result(rows([1] * 3, **lower), best=2, labels="self_guided", seed=seed) for seed in range(3)]
     assert calibration.measured(hard[0], "natural") and calibration.measured(hard[0], "pgd_10")
     assert not calibration.measured(hard[0], "square_500") and not calibration.measured(hard[0], "pgd_20")
-    said = calibration.claims(hard, [dataclasses.replace(run, best_epoch=2) for run in refined], ["pgd_10"], hard)
+    said = calibration.claims(hard, refined, ["pgd_10"], hard)
     effects = {(claim.id, claim.of): claim.effect for claim in said}
     assert effects == pytest.approx({
         ("standard_calibration", "ECE without attack, last epoch, 100 images a seed"): 0,
+        ("calibration_spared", "ECE without attack, last epoch, 100 images a seed"): 0.1,
         ("calibration_worsens", "ECE under PGD-10, 30 images a seed"): 0.2,
         ("calibration_spared", "ECE under PGD-10, last epoch, 30 images a seed"): 0.1,
         ("calibration_spared", "ECE under PGD-10, best epoch, 30 images a seed"): 0.1,
         ("under_confident", "accuracy - confidence, PGD-10, last epoch, 30 images a seed"): -0.3,
     })  # fmt: skip
+    assert len(calibration.claims(hard, refined, ["pgd_10"])) == 5  # without standard training
     (early,) = [claim for claim in said if "best epoch" in claim.of]
     assert early.reason == "refinement starts after the best epoch in 3 of 3 seeds"  # nothing was refined yet
     table = calibration.table({"PGD-AT": hard}, ["pgd_10"])["PGD-10, 30 images"]

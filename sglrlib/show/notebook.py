@@ -224,6 +224,9 @@ def as_html(table: pd.DataFrame) -> str:
             dict(selector=f"td.col{i}, th.col{i}.level{table.columns.nlevels - 1}", props="text-align: right"),
             dict(selector=f"td.col{i}", props="white-space: nowrap"),
         ]
+    for level, labels in enumerate(map(table.index.get_level_values, range(table.index.nlevels))):
+        if all(len(str(label)) < 20 for label in labels):
+            rules.append(dict(selector=f"th.row_heading.level{level}", props="white-space: nowrap"))
     name = hashlib.sha256(table.to_string().encode()).hexdigest()[:8]  # rules are for this table of the page
     return table.style.set_table_styles(rules).set_uuid(name).format(bold, escape=None).to_html()
 

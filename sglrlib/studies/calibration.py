@@ -121,30 +121,34 @@ def claims(
     last, best = (hard, "last"), (hard, "best")
     found = []
 
-    def claim(id: str, text: str, of: str, values: list[Tensor], unit: str = "", reason: str = why) -> None:
+    def claim(id: str, text: str, of: str, attack: str, values: list[Tensor], unit: str = "", why: str = why) -> None:
         n = f", {images(hard[0], attack):,} images a seed" if all(len(v) == 1 for v in values) else ""
         if values:  # a comparison needs a seed that both have
-            found.append(judged(id, text, of + n, values, unit=unit, reason=reason))
+            found.append(judged(id, text, of + n, values, unit=unit, reason=why))
 
+    clean, spared = "ECE without attack, last epoch", f"{b} is better calibrated than {a}"
     if standard:
-        attack, text = "natural", f"{a} is better calibrated than standard training"
-        values = more((list(standard), "last"), last, ece, attack)
-        claim("standard_calibration", text, "ECE without attack, last epoch", values, reason=at_chance(hard, standard))
+        values = more((list(standard), "last"), last, ece, "natural")
+        text = f"{a} is better calibrated than standard training"
+        claim("standard_calibration", text, clean, "natural", values, why=at_chance(hard, standard))
+    if all(measured(run, "natural") for run in hard + refined):
+        claim("calibration_spared", spared, clean, "natural", more(last, (refined, "last"), ece, "natural"))
     for attack in attacks:
         name = column_title(attack)
         for id, text, when, larger, smaller in (
             ("calibration_worsens", f"{a} is worse calibrated at its last epoch than at its best", "", last, best),
-            ("calibration_spared", f"{b} is better calibrated than {a}", ", last epoch", last, (refined, "last")),
-            ("calibration_spared", f"{b} is better calibrated than {a}", ", best epoch", best, (refined, "best")),
+            ("calibration_spared", spared, ", last epoch", last, (refined, "last")),
+            ("calibration_spared", spared, ", best epoch", best, (refined, "best")),
         ):
             early = unrefined(refined) if smaller == (refined, "best") else ""
-            claim(id, text, f"ECE under {name}{when}", more(larger, smaller, ece, attack), reason=why or early)
+            values = more(larger, smaller, ece, attack)
+            claim(id, text, f"ECE under {name}{when}", attack, values, why=why or early)
         if all(run.has(f"confidence {attack}", 1) for run in hard + refined):
-            surer = more(last, (refined, "last"), sure, attack)
+            surer = [100 * v for v in more(last, (refined, "last"), sure, attack)]
             text, of = f"{b} is less often more than 90 % sure than {a}", f"share of images, {name}, last epoch"
-            claim("less_confident", text, of, [100 * v for v in surer], "points")
+            claim("less_confident", text, of, attack, surer, "points")
         doubt = [-gap(run, "last", attack) for run in refined]
-        claim("under_confident", f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch", doubt)
+        claim("under_confident", f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch", attack, doubt)
     return found
 
 
