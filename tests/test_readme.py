@@ -109,7 +109,6 @@ def test_what_is_installed_by_hash_is_what_is_tested():
 def test_every_link_into_the_repository_exists():
     for page in PAGES:
         links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if not link.startswith("http")]
-        assert links, page.name
         for link in links:
             assert (page.parent / link).exists(), (page.name, link)
 

@@ -133,10 +133,10 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
     assert "overfits,digits," in registry.VERDICTS.read_text()
     head = "".join(json.loads((store / first.name).read_text())["cells"][0]["source"])
     assert "on digits, seeds: 3" in head and "*Holds:* PGD-AT loses" in head and "CIFAR-10 small" not in head
-    assert "| no result | no result | no result | 03 |" in capsys.readouterr().out
+    assert "| – | [03](notebooks/03_noise_rate_sweep.ipynb) |" in capsys.readouterr().out
     page.write_text("no place for anything")
     with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
-        readme.write()
+        readme.filled(page.read_text(), "claims", "", page)
 
 
 def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
@@ -146,16 +146,17 @@ def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
         for of, word in (("PGD-20", "holds"), ("AutoAttack", "open"))
     ]
     pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
-    assert "*Holds:* it is less (PGD-20: +1, 0 to 2)." in registry.came_out("01")
-    pd.DataFrame(rows[:1]).to_csv(registry.VERDICTS, index=False)
-    assert "*Holds:* it is less (+1, 0 to 2)." in registry.came_out("01")
+    said = registry.came_out("01")
+    assert "*Holds:* it is less (PGD-20: +1, 0 to 2)." in said
+    assert "*Open:* it is less (AutoAttack: +1, 0 to 2)." in said
 
 
 def test_a_notebook_shows_its_own_claims(kept):
     commit()
     registry.VERDICTS.write_text(registry.text())
     table = registry.of_notebook("01")
-    assert {scale for scale, _ in table.index} == {"digits"} and list(table.verdict) == ["holds", "holds"]
+    assert set(table.index.get_level_values("scale")) == {"digits"}
+    assert list(table.verdict) == ["**holds**", "**holds**"] and "AT suffers" in table.index[0][0]
     assert registry.of_notebook("03").empty
 
 

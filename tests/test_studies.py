@@ -13,7 +13,7 @@ from sglrlib.checks import UsageError
 from sglrlib.judging.diagnostics import features
 from sglrlib.method.labels import LABELS, Hard
 from sglrlib.recipes import RECORDED, recipe
-from sglrlib.show import notebook, plots
+from sglrlib.show import notebook, plots, style
 from sglrlib.store.results import Result, pack, pack_shares, publish, stored
 from sglrlib.studies import (
     ablation,
@@ -386,36 +386,26 @@ def test_several_runs_share_the_cores_and_end_as_one_after_another(store, small,
 def test_curves_may_be_differences_and_colours_are_those_of_the_methods():
     assert plots.value(dict(a=3, b=1), "a - b") == 2 and plots.value(dict(a=3), "a") == 3
     labels = ["PGD-AT", "PGD-AT, cosine", "PGD-AT, other", "eps = 2/255", "eps = 4/255"]
-    assert len({plots.colour_of(label, labels) for label in labels}) == len(labels)
-    assert plots.colour_of("PGD-AT", ["TRADES", "PGD-AT"]) == plots.COLOURS["PGD-AT"]
-
-
-@pytest.mark.parametrize(
-    ("noise", "said"), [("symmetric", "drawn anew"), ("human_worst", "given by people"), ("", "no planted noise")]
-)
-def test_a_headline_says_where_the_training_labels_are_from(noise, said):
-    config = recipe("cifar10", noise=noise or "human_worst", noise_rate=0.4 if noise else 0.0)
-    assert said in plots.headline([dataclasses.replace(result([]), config=config)])
+    assert len({style.colour_of(label, labels) for label in labels}) == len(labels)
+    assert style.colour_of("PGD-AT", ["TRADES", "PGD-AT"]) == style.COLOURS["PGD-AT"]
 
 
 @pytest.mark.parametrize(("errors", "said"), [([0.5] * 20, "trace, ± s.e."), (None, "trace")])
 def test_the_standard_error_is_drawn_where_the_curve_has_it(errors, said):
     columns = dict(hessian_trace=[3.0] * 20) | (dict(hessian_trace_error=errors) if errors else {})
-    figure = plots.over_epochs(
-        {"PGD-AT": [result(rows([1] * 20, **columns))]}, dict(trace=dict(hessian_trace="-")), dict(trace="-")
-    )
-    (axis,) = figure.axes
+    runs = {"PGD-AT": [result(rows([1] * 20, **columns))]}
+    (axis,) = plots.over_epochs(runs, dict(trace=dict(hessian_trace="-")), {}, message="").axes
     assert axis.get_ylabel() == said
     heights = [set(band.get_paths()[0].vertices[:, 1]) for band in axis.collections]
     assert heights == ([{2.5, 3.5}] if errors else [])
 
 
-def test_a_headline_says_where_seeds_are_missing_and_marks_do_not_overlap():
+def test_the_small_print_says_where_seeds_are_missing_and_marks_do_not_overlap():
     runs = {"PGD-AT": [result(rows([1] * 40), labels="hard")] * 3, "PGD-AT+SGLR": [result(rows([1] * 40))]}
-    drawn = plots.over_epochs(runs, dict(norm=dict(batch_gradient_norm_hard="-")), {}, best="")
-    assert "\nseeds: PGD-AT 3, PGD-AT+SGLR 1" in drawn.get_suptitle()
+    drawn = plots.over_epochs(runs, dict(norm=dict(batch_gradient_norm_hard="-")), {}, message="")
+    assert "Seeds: PGD-AT 3, PGD-AT+SGLR 1." in drawn.get_supxlabel()
     for changes, side in ((dict(lr_drops=(0.25, 0.75), refine_start=0.225), "right"), (dict(), "center")):
-        axis = plots.grid(1, 1, 2.0)[1][0, 0]
+        axis = style.grid(1, 1, 2.0)[1][0, 0]
         plots.mark_phases(axis, recipe("digits", labels="self_guided", **changes))
         assert {text.get_text(): text.get_ha() for text in axis.texts}["refinement"] == side
 
@@ -434,9 +424,9 @@ def test_publishing_keeps_the_columns_that_are_committed_already(store):
 
 
 def test_figures_are_kept_only_if_they_are_published(store):
-    figure, _ = plots.grid(1, 1, 2.0)
-    assert plots.save(figure, "a") == "runs/figures/a.png" and not (store / "figures").exists()
-    assert plots.save(figure, "a", publish=True) == "figures/a.png"
+    figure, _ = style.grid(1, 1, 2.0)
+    assert style.save(figure, "a") == "runs/figures/a.png" and not (store / "figures").exists()
+    assert style.save(figure, "a", publish=True) == "figures/a.png"
     assert {p.relative_to(store).as_posix() for p in store.rglob("a.pdf")} == {
         "runs/figures/a.pdf",
         "figures/a.pdf",

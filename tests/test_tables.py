@@ -109,11 +109,11 @@ def test_the_papers_layout():
     long = beside_paper({"PGD-AT": runs, "PGD-AT+SGLR": [guided]})
     failed = dict.fromkeys(long.columns, "–") | dict(method="AWP", accuracy="seed 2", ours="failed")
     table = as_in_paper(pd.concat([long, pd.DataFrame([failed])]))
-    assert [*table.columns[:3]] == [("Natural, 1000 images", name) for name in ("Best", "Final", "Diff")]
-    row = table.loc[("PGD-AT", "ours, seeds: 3"), "PGD-20, 1000 images"]
+    assert [*table.columns[:3]] == [("Natural, 1,000 images", name) for name in ("Best", "Final", "Diff")]
+    row = table.loc[("PGD-AT", "ours, seeds: 3"), "PGD-20, 1,000 images"]
     assert [*row] == [*long[long.accuracy.str.startswith("PGD-20 ")].ours[:3]] and row["Best"] == "51.0 ± 1.0"
-    assert table.loc[("PGD-AT", "paper"), ("PGD-20, 1000 images", "Best")] == "50.7"
-    assert table.loc[("PGD-AT", "ours - paper"), ("PGD-20, 1000 images", "Best")] == "+0.3"
+    assert table.loc[("PGD-AT", "paper"), ("PGD-20, 1,000 images", "Best")] == "50.7"
+    assert table.loc[("PGD-AT", "ours - paper"), ("PGD-20, 1,000 images", "Best")] == "+0.3"
     assert table.loc[("PGD-AT+SGLR", "ours, seeds: 1"), ("PGD-20", "Best")] == "missing"
     assert "failed" in set(table.loc[("AWP", "seed 2")])
 

@@ -144,7 +144,7 @@ def as_in_paper(long: pd.DataFrame) -> pd.DataFrame:
             at, lines = (row["accuracy"], "Best"), {ours: value}
         else:
             accuracy, _, checkpoint = row["accuracy"].rpartition(" ")
-            at = f"{accuracy}, {row['n'].partition(' ')[0]} images", checkpoint.capitalize()
+            at = f"{accuracy}, {int(row['n'].partition(' ')[0]):,} images", checkpoint.capitalize()
             lines = {ours: value, "95 %": row["95 %"], "paper": row["paper"]}
             if row["difference"] != "–":
                 lines["ours - paper"] = row["difference"]

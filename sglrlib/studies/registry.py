@@ -295,7 +295,7 @@ def of_notebook(number: str) -> pd.DataFrame:
             "scale": found.scale,
             "effect (95 %)": found["effect (95 %)"],
             "n": [
-                f"{images} x {seeds}" if images else f"{seeds}"
+                f"{images:,} x {seeds}" if images else f"{seeds}"
                 for images, seeds in zip(found.images, found.seeds, strict=True)
             ],
             "verdict": [
