@@ -9,15 +9,18 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import vl_convert
 from docutils import nodes
 from latex2mathml.converter import convert
+from PIL import Image
 
-HERE = Path(__file__).parent
+from sglrlib.paths import ROOT
+from sglrlib.studies import registry
 
 project = "SGLR companion"
 copyright = "its authors"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "README"
 include_patterns = [
     "*.md",
@@ -32,7 +35,7 @@ html_title = "SGLR companion"
 html_static_path = ["static"]
 html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
-html_js_files = ["charts.js"]
+html_js_files = ["charts.js", "filters.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
 nb_execution_mode = "off"
@@ -61,17 +64,60 @@ def bold(letter: str) -> str:
 
 
 def adapted(app, docname: str, source: list[str]) -> None:
-    """Give README the list of pages, and a notebook's charts an HTML form: the specification beside the still picture,
-    for charts.js.
+    """Give each page what the site alone has: README the list of pages, docs/gallery and docs/claims their contents, a
+    notebook's charts an HTML form.
     """
     if docname == root_doc:
-        pages = sorted(app.env.found_docs - {root_doc})
-        for caption, here in (("Notebooks", True), ("More", False)):
-            those = [page for page in pages if page.startswith("notebooks/") == here]
-            source[0] += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {caption}", "", *those, "```\n"])
-    if not docname.startswith("notebooks/"):
-        return
-    notebook = json.loads(source[0])
+        source[0] += toctrees(sorted(app.env.found_docs - {root_doc}))
+    elif docname == "docs/gallery":
+        source[0] += gallery()
+    elif docname == "docs/claims":
+        source[0] += claims()
+    elif docname.startswith("notebooks/"):
+        source[0] = with_charts(json.loads(source[0]))
+
+
+def toctrees(pages: list[str]) -> str:
+    """The pages, for the sidebar."""
+    notebooks = [page for page in pages if page.startswith("notebooks/")]
+    first = ["docs/claims", "docs/gallery", "docs/results"]
+    more = [page for page in pages if page not in notebooks + first]
+    made = ""
+    for caption, those in (("What came out", first), ("Notebooks", notebooks), ("More", more)):
+        made += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {caption}", "", *those, "```\n"])
+    return made
+
+
+def gallery() -> str:
+    """Each committed figure with its alternative text, its notebook and its PDF."""
+    made = []
+    for path in sorted((ROOT / "figures").glob("*.png")):
+        (notebook,) = (ROOT / "notebooks").glob(f"{path.stem[:2]}_*.ipynb")
+        said = Image.open(path).text["Description"].replace("[", "(").replace("]", ")")
+        links = f"[{notebook.stem}](../notebooks/{notebook.name}) · [PDF](../figures/{path.stem}.pdf)"
+        made.append(f"## {path.stem[3:].replace('_', ' ')}\n\n![{said}](../figures/{path.name})\n\n{links}")
+    return "\n\n".join(["", *made, ""])
+
+
+def claims() -> str:
+    """The table of verdicts, which filters.js lets a reader filter."""
+    words, found = registry.known(), registry.kept()
+    table = pd.DataFrame(
+        {
+            "claim": [registry.quoted(words.loc[name]) for name in found.id],
+            "measured by": found["measured by"],
+            "scale": found.scale,
+            "effect (95 %)": found["effect (95 %)"],
+            "n": [f"{n:,} x {seeds}" if n else f"{seeds}" for n, seeds in zip(found.images, found.seeds, strict=True)],
+            "verdict": found.verdict,
+            "notebook": [words.notebook[name] for name in found.id],
+        }
+    )
+    return "\n\n" + table.to_html(index=False, border=0, table_id="verdicts") + "\n"
+
+
+def with_charts(notebook: dict) -> str:
+    """A notebook whose charts have an HTML form too: the specification beside the still picture, for charts.js."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             if VEGA in output.get("data", {}):
@@ -79,7 +125,14 @@ def adapted(app, docname: str, source: list[str]) -> None:
                 spec, said = (html.escape(text) for text in (json.dumps(data.pop(VEGA)), "".join(data["text/plain"])))
                 picture = f'<img alt="{said}" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
                 data["text/html"] = f'<figure class="chart" data-spec="{spec}">{picture}</figure>'
-    source[0] = json.dumps(notebook)
+    return json.dumps(notebook)
+
+
+def plain(app, what, name, thing, options, lines: list[str]) -> None:
+    """Docstrings are plain text: their signs are no markup, and where lines are indented all stay as they are."""
+    indented = any(line.startswith(" ") for line in lines)
+    escaped = (re.sub(r"([*_|`\\])", r"\\\1", line) for line in lines)
+    lines[:] = [f"| {line}" if indented and line.strip() else line for line in escaped]
 
 
 def write_vega(app) -> None:
@@ -95,3 +148,4 @@ def setup(app) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(as_mathml, None), block_renderers=(as_mathml, None))
     app.connect("source-read", adapted)
     app.connect("builder-inited", write_vega)
+    app.connect("autodoc-process-docstring", plain)

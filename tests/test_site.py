@@ -21,6 +21,15 @@ from sglrlib.paths import ROOT
 
 pytest.importorskip("myst_nb", reason="the site's packages are not installed: pip install -e .[site]")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FILTER = """
+(() => {
+  const rows = () => [...document.querySelectorAll("#verdicts tbody tr")].filter((row) => !row.hidden).length;
+  const all = rows(), list = document.querySelectorAll("select")[1];
+  list.value = "holds";
+  list.dispatchEvent(new Event("change"));
+  return 0 < rows() && rows() < all;
+})()
+"""
 MOVE = """
 (() => {
   const slider = document.querySelector("figure.chart input[type=range]");
@@ -148,7 +157,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (Debian: apt install chromium)")
-def test_in_a_browser_no_page_has_an_error_search_finds_and_a_slider_moves_a_curve(site, served, tmp_path, wait_for):
+def test_in_a_browser_no_page_has_an_error_search_finds_and_sliders_and_filters_work(site, served, tmp_path, wait_for):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
     command = [BROWSER, *options, f"--user-data-dir={tmp_path}"]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -158,7 +167,8 @@ def test_in_a_browser_no_page_has_an_error_search_finds_and_a_slider_moves_a_cur
         charts = [page for page, text in pages.items() if 'figure class="chart"' in text]
         search = f"{served}/search.html?q=AutoAttack"
         then = {search: "document.querySelector('#search-results')?.innerText.includes('AutoAttack')"}
-        found = asyncio.run(visited(tmp_path, [*pages, search], then | dict.fromkeys(charts, MOVE)))
+        then |= dict.fromkeys(charts, MOVE) | {f"{served}/docs/claims.html": FILTER}
+        found = asyncio.run(visited(tmp_path, [*pages, search], then))
     finally:
         browser.terminate()
         browser.wait()

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
@@ -34,6 +33,9 @@ from sglrlib.show.verdicts import Claim
 from sglrlib.store import results
 from sglrlib.store.results import Result
 from sglrlib.training import cost, jobs, runs, status
+
+if TYPE_CHECKING:
+    import altair
 
 
 def parameters(*mine: str, **hidden: Any) -> tuple[SimpleNamespace, dict]:
@@ -218,6 +220,7 @@ def as_html(table: pd.DataFrame) -> str:
         dict(selector="tbody tr", props="border-top: 1px solid #8885; background: none"),
         dict(selector="thead", props="border-bottom: 2px solid #888"),
         dict(selector="td, th.row_heading", props="max-width: 24em; white-space: pre-line; font-weight: normal"),
+        dict(selector="th.row_heading", props="min-width: 8em"),
     ]
     for i in [i for i, is_number in enumerate(right) if is_number]:
         rules += [
@@ -226,7 +229,7 @@ def as_html(table: pd.DataFrame) -> str:
         ]
     for level, labels in enumerate(map(table.index.get_level_values, range(table.index.nlevels))):
         if all(len(str(label)) < 20 for label in labels):
-            rules.append(dict(selector=f"th.row_heading.level{level}", props="white-space: nowrap"))
+            rules.append(dict(selector=f"th.row_heading.level{level}", props="white-space: nowrap; min-width: 0"))
     name = hashlib.sha256(table.to_string().encode()).hexdigest()[:8]  # rules are for this table of the page
     return table.style.set_table_styles(rules).set_uuid(name).format(bold, escape=None).to_html()
 
@@ -257,7 +260,7 @@ def show_committed(figure: Figure, name: str) -> None:
         _drawn[name] = figure
 
 
-def show_interactive(chart: alt.TopLevelMixin, still: Figure) -> None:
+def show_interactive(chart: "altair.TopLevelMixin", still: Figure) -> None:
     """Show a chart that its reader can move: in JupyterLab, VS Code and on the site; elsewhere a still picture."""
     spec = chart.to_dict() | {"$schema": VEGA_LITE, "background": "white"}
     drawn, said = io.BytesIO(), style.alternative_text(still)
