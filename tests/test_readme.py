@@ -1,15 +1,21 @@
 """The README's numbers are those of the committed results, and its promises about files hold."""
 
 import csv
+import importlib.util
 import json
 import re
+import shlex
 from functools import partial
 from statistics import fmean
 
+import pytest
 import torch
 
+from sglrlib import __main__
+from sglrlib.method.labels import LABELS
 from sglrlib.paths import RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
+from sglrlib.show import plan
 from sglrlib.studies import readme, registry
 from sglrlib.studies.registry import committed
 
@@ -115,6 +121,41 @@ def test_every_link_into_the_repository_exists():
 
 def test_the_readme_stays_short():
     assert len(README.splitlines()) <= 200
+
+
+def commands() -> list[str]:
+    """The command lines of README and docs, without their comments."""
+    text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
+    lines = [line.split(" #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line.startswith(("papermill ", "python -m ", "make "))]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_of_the_pages_is_understood(line, store, capsys):
+    """Not run, as most take minutes to days, but taken apart and checked up to its first work."""
+    program, *words = shlex.split(line)
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[0] == "--help-notebook":
+        assert (ROOT / words[1]).exists()
+    elif program == "papermill" or words[:2] == ["-m", "sglrlib"]:
+        arguments = ["list", words[0], *words[2:]] if program == "papermill" else words[2:]
+        asked = __main__.parser().parse_args(arguments)
+        if "notebook" in asked and asked.notebook:
+            assert plan.tasks(ROOT / asked.notebook, __main__.parameters(asked))
+    else:
+        assert importlib.util.find_spec(words[1])
+
+
+def test_the_python_of_the_readme_is_understood(tidy, tmp_path, monkeypatch):
+    """Executed up to the first line that trains."""
+    monkeypatch.syspath_prepend(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for i, block in enumerate(blocks):
+        compile(block, "README", "exec")
+        (tmp_path / f"readme_block_{i}.py").write_text(block.split("result = run(")[0])
+        importlib.import_module(f"readme_block_{i}")
+    assert len(blocks) == 2 and "bootstrap" in LABELS
 
 
 def test_every_notebook_is_in_the_table():
