@@ -4,6 +4,7 @@ import time
 from contextlib import suppress
 
 import joblib
+import matplotlib.pyplot as plt
 import psutil
 import pytest
 import torch
@@ -48,7 +49,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def tidy():
-    """Whatever a test registers is forgotten after it."""
+    """Whatever a test registers is forgotten after it, and its figures are closed."""
     registries = [*doors.KNOWN.values(), doors.ENTRIES, CODE, DEFAULTS, METHOD_ROWS, RECIPES]
     before, examples = [dict(entries) for entries in registries], list(EXAMPLES)
     yield
@@ -56,6 +57,7 @@ def tidy():
         entries.clear()
         entries.update(kept)
     EXAMPLES[:] = examples
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,7 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
     assert "PGD-AT 80.5 ± 0.5 -> 70.5 ± 0.5" in written and written.count("<!-- claims -->") == 1
     assert "overfits,digits," in registry.VERDICTS.read_text()
     head = "".join(json.loads((store / first.name).read_text())["cells"][0]["source"])
-    assert "on digits, seeds: 3" in head and "*Holds:* PGD-AT loses" in head and "CIFAR-10 small" not in head
+    assert "on digits (seeds: 3)" in head and "*Holds:* PGD-AT loses" in head and "CIFAR-10 small" not in head
     assert "| – | [03](notebooks/03_noise_rate_sweep.ipynb) |" in capsys.readouterr().out
     page.write_text("no place for anything")
     with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
@@ -147,8 +147,8 @@ def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
     ]
     pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
     said = registry.came_out("01")
-    assert "*Holds:* it is less (PGD-20: +1, 0 to 2)." in said
-    assert "*Open:* it is less (AutoAttack: +1, 0 to 2)." in said
+    assert "*Holds:* it is less (in 1 of 2 measurements, PGD-20: +1, 0 to 2)." in said
+    assert "*Open:* it is less (in 1 of 2 measurements, AutoAttack: +1, 0 to 2)." in said
 
 
 def test_a_notebook_shows_its_own_claims(kept):
@@ -171,5 +171,5 @@ def test_one_kind_that_overfits_answers_no_question_about_others():
 
 def test_many_effects_are_said_by_their_range():
     rows = [{"effect (95 %)": f"{k:+.1f} points (0.0 to 9.0)", "measured by": f"rate {k}"} for k in (3, -1, 2, 5)]
-    assert registry.effects(pd.DataFrame(rows)) == " (4 measurements: -1.0 points to +5.0 points)"
-    assert registry.effects(pd.DataFrame(rows[:1])) == " (rate 3: +3.0 points, 0.0 to 9.0)"
+    assert registry.effects(pd.DataFrame(rows)) == "effects from -1.0 points to +5.0 points"
+    assert registry.effects(pd.DataFrame(rows[:1])) == "rate 3: +3.0 points, 0.0 to 9.0"

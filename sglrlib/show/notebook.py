@@ -187,14 +187,17 @@ def show_beside_paper(
     """Show results in the layout of the paper's tables, its numbers below ours; see tables.beside_paper()."""
     long = tables.beside_paper(found, columns, wanted)
     show_table(tables.as_in_paper(long))
+    print(
+        "±: standard deviation over seeds; 95 %: interval over seeds and images; bold: the best of ours, of the paper's"
+    )
     for mark, meaning in MARKS.items():
         if long.paper.str.contains(mark, regex=False).any():
-            print(mark, meaning)
+            print(f"{mark}: {meaning}")
 
 
 MARKS = {
-    "*": "another protocol than ours, or (where the paper has none) ResNet-18 on CIFAR-10, so no difference is taken",
-    "†": "not the paper's Best minus its Final",
+    "*": "the paper's settings are others, ResNet-18 on CIFAR-10 where it has none nearer; so no difference is taken",
+    "†": "this is not the paper's Best minus its Final",
 }
 
 
@@ -231,7 +234,23 @@ def as_html(table: pd.DataFrame) -> str:
         if all(len(str(label)) < 20 for label in labels):
             rules.append(dict(selector=f"th.row_heading.level{level}", props="white-space: nowrap; min-width: 0"))
     name = hashlib.sha256(table.to_string().encode()).hexdigest()[:8]  # rules are for this table of the page
-    return table.style.set_table_styles(rules).set_uuid(name).format(bold, escape=None).to_html()
+    page = table.style.set_table_styles(rules).set_uuid(name).format(bold, escape=None).to_html()
+    return names_in_the_last_row(page)
+
+
+def names_in_the_last_row(page: str) -> str:
+    """An HTML table of pandas, with the names of its index beside those of its columns, not in a row of their own."""
+    row = re.search(
+        r"\s*<tr>\s*((?:<th class=\"index_name[^>]*>[^<]*</th>\s*)+)(?:<th class=\"blank[^>]*>[^<]*</th>\s*)*</tr>",
+        page,
+    )
+    if row is None:
+        return page
+    names = re.findall(r"<th.*?</th>", row[1])
+    above, below = page[: row.start()], page[row.end() :]
+    at = above.rindex("<tr>")
+    blanks = r"(\s*<th class=\"blank[^>]*>[^<]*</th>)" + "{" + str(len(names)) + "}"
+    return above[:at] + re.sub("<tr>" + blanks, lambda _: "<tr>\n" + "\n".join(names), above[at:], count=1) + below
 
 
 def bold(value: object) -> str:
@@ -247,6 +266,8 @@ def show_figure(figure: Figure, name: str, committed: str = "") -> None:
     if committed and _drawn is not None:
         _drawn[committed] = figure
         return
+    if not committed:
+        figure.suptitle(f"Live run: {figure.get_suptitle()}")
     where = style.save(figure, name)
     show_picture(figure)
     print(where)

@@ -44,7 +44,8 @@ def losses(results: dict[str, list[Result]], column: str = "pgd_20") -> str:
         return "Robust and natural accuracy over the epochs"
     (first, most), *others = lost.items()
     parts = [f"{first} loses {most:.1f} points of robust accuracy after its best epoch"]
-    return ", ".join(parts + [f"{label} {points:.1f}" for label, points in others]).replace(" -", " −")
+    parts += [f"{label} {'gains ' * (points < 0)}{abs(points):.1f}" for label, points in others]
+    return ", ".join(parts)
 
 
 def over_epochs(
@@ -145,7 +146,7 @@ def mark_phases(axis, config: RunConfig) -> None:
         marks.append((config.first_refined, "refinement", ":"))
     for epoch, text, style in marks:
         axis.axvline(epoch, color="0.5", lw=0.9, ls=style, zorder=0)
-        near = [other for other, *_ in marks if 0 < abs(other - epoch) < config.epochs / 5]
-        side = "center" if not near else "right" if near[0] > epoch else "left"
-        place = dict(xycoords=("data", "axes fraction"), ha=side, va="bottom")
-        axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", **place)
+        near = any(0 < abs(drop - epoch) < config.epochs / 4 for drop in config.drop_epochs)
+        above = 9 if style == ":" and near else 0  # points, so that no two names run into each other
+        place = dict(xycoords=("data", "axes fraction"), xytext=(0, above), textcoords="offset points", ha="center")
+        axis.annotate(text, (epoch, 1), fontsize=7, color="0.3", va="bottom", annotation_clip=True, **place)

@@ -185,7 +185,7 @@ def setting(runs: list[Result], bars: str = "", images: str = "") -> str:
     """
     config = runs[0].config
     n, attacked = runs[0].sizes["test"], config.attacked_size
-    few = f" ({attacked:,} of them over the epochs)" if 0 < attacked < n and not bars else ""
+    few = f" ({attacked:,} of them after each epoch)" if 0 < attacked < n and not bars else ""
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {config.seed}"
     spread = f", bars: {bars}" if bars else ", bands from lowest to highest" if len(runs) > 1 else ""
     network = f"{named(config.dataset)}, {named(config.arch)}, {runs[0].sizes['train']:,} training images"

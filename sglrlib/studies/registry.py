@@ -321,8 +321,8 @@ def summary() -> str:
 
 
 def came_out(number: str) -> str:
-    """What the committed results say of a notebook's claims, in our words: in full at the largest scale that has
-    results, as counts at the others; '' for a notebook without claims.
+    """What the committed results say of a notebook's claims, in our words, at each scale that has results, the largest
+    first and with effects; '' for a notebook without claims.
     """
     found = kept()
     found = found[found.id.isin(known().query("notebook == @number").index)]
@@ -332,28 +332,39 @@ def came_out(number: str) -> str:
         here = found[found.scale == scale]
         seeds = " or ".join(map(str, sorted(set(here.seeds))))
         words = [word for word in WORDS if (here.verdict == word).any()] + sorted(set(here.verdict) - set(WORDS))
-        if parts:
-            counts = ", ".join(f"{word} {(here.verdict == word).sum()}" for word in words)
-            parts.append(f"On {scale} (seeds: {seeds}), of {len(here)} measurements: {counts}.")
-            continue
-        for word in words:
-            said = here[here.verdict == word]
-            each = [f"{text}{effects(those)}" for text, those in said.groupby("claim", sort=False)]
-            parts.append(f"*{word[0].upper()}{word[1:]}:* {'; '.join(each)}.")
-        parts[0] = (
-            f"**What came out** on {scale}, seeds: {seeds}; in brackets the effect and its 95 % interval. {parts[0]}"
-        )
-    return "\n\n".join(parts)
+        said = [said_so(word, here, brief=bool(parts)) for word in words]
+        start = "On" if parts else "**What came out** on"
+        parts.append(f"{start} {scale} (seeds: {seeds}). {' '.join(said)}")
+    return "\n\n".join([*parts, KEY] if parts else [])
+
+
+KEY = (
+    "*Holds* or *does not hold*: over three seeds or more and the test images the 95 % interval of the effect lies "
+    "above or below zero. *Open*: zero is inside. [More](../docs/tested.md#statistics)."
+)
+
+
+def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
+    """The claims of one verdict; with their effects, unless brief or where these are no evidence, and then why."""
+    mine = here[here.verdict == word]
+    each = []
+    for text, those in mine.groupby("claim", sort=False):
+        of = list(here.claim).count(text)
+        notes = [f"in {len(those)} of {of} measurements"] * (len(those) < of or (of > 3 and not brief))
+        notes += [effects(those)] * (not brief and word != WORDS[-1])
+        each.append(text + f" ({', '.join(notes)})" * bool(notes))
+    why = "; ".join(dict.fromkeys(mine.reason[mine.reason != ""]))
+    return f"*{word[0].upper()}{word[1:]}{f' ({why})' * bool(why)}:* {'; '.join(each)}."
 
 
 def effects(found: pd.DataFrame) -> str:
-    """The effects of verdicts on one claim, in brackets: each with what it was measured by, of many only the range."""
+    """The effects of verdicts on one claim: each with what it was measured by and its interval, of many the range."""
     values = list(found["effect (95 %)"])
     if len(values) > 3:
         numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
-        return f" ({len(values)} measurements: {numbers[0]} to {numbers[-1]})"
+        return f"effects from {numbers[0]} to {numbers[-1]}"
     each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]
-    return f" ({'; '.join(text.replace(' (', ', ').replace(')', '') for text in each)})"
+    return "; ".join(text.replace(" (", ", ").replace(")", "") for text in each)
 
 
 def verdicts_on(name: str, scale: str, found: pd.DataFrame) -> pd.DataFrame:
