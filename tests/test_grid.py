@@ -264,7 +264,7 @@ def test_one_failed_run_neither_stops_the_others_nor_hides(store, capsys, fault)
     assert f"failed: {config.id}, whose log.jsonl ends in" in said
     assert '"failed": "Damaged: ' in said and "3 runs: 2 done, 0 partial, 1 failed, 0 missing" in said
     table = execute(TABLES, **asked, train=False)
-    assert re.search(r"PGD-AT\+LS +failed +failed +failed +seed 0", table) and f"failed: {config.id}" in table
+    assert re.search(r"PGD-AT\+LS +seed 0 +.*failed", table) and f"failed: {config.id}" in table
     assert "cannot be judged here (at chance level: PGD-AT seed 0, PGD-AT+SGLR seed 0)" in table  # two epochs are few
 
     (folder / "last.pt").unlink()
