@@ -182,7 +182,8 @@ def test_the_table_of_the_noise_sweep_is_the_papers_with_the_lowest_error_of_eac
     table = sweep.table(sweep.by_noise({"any": hard + mine}))
     assert list(table.columns) == [("labels drawn anew", "40%"), ("labels drawn anew", "20%")]
     assert list(table.loc[("", "wrong training labels")]) == ["36 %", "18 %"]
-    last, paper, above = "ours, last, seeds: 1", "paper*", "training - test, last"
+    assert table.index.names == ["test error (%)", "seeds: 1"]
+    last, paper, above = "last", "paper*", "train - test"
     assert list(table.loc[("hard labels", last)]) == ["**40.0**", "40.0"]  # alone at 40 %
     assert list(table.loc[("hard labels", paper)]) == ["–", "37.8"]
     assert list(table.loc[("hard labels", above)]) == ["39.0", "39.0"]
@@ -199,6 +200,9 @@ def test_standard_training_is_described_without_an_attack():
         sweep.described([recipe(method=m, noise_rate=r) for r in (0.0, 0.4)]) for m in ("standard", "pgd_at")
     )
     assert "PGD" not in plain and "best epoch: highest natural accuracy" in plain and "planted" not in plain
+    assert "eps" not in plain and "no training attack, fp32" in plain and "budget eps = 26/255" in attacked
+    refined, both = (sweep.described([recipe(method=m, labels="self_guided")]) for m in ("standard", "pgd_at"))
+    assert "lam" not in refined and "alpha = 0.9, initial" in refined and "lam = 0.2" in both
     assert "training attack PGD-7" in attacked and "best epoch: highest PGD-10" in attacked
 
 
@@ -229,7 +233,15 @@ def test_the_main_figure_says_how_far_refined_labels_end_above_hard_ones():
         "PGD-AT+SGLR": [result([], correct=(80, 66), labels="self_guided")],
     }
     figure = main_tables.trade_off(runs, "pgd_20", "Table B.4")
-    assert figure.get_suptitle() == "Under PGD-20, PGD-AT+SGLR ends 4.0 points below PGD-AT (the paper: 14.5)"
+    assert figure.get_suptitle() == "Under PGD-20, PGD-AT+SGLR ends 4.0 points below PGD-AT"
+    wide = 2 * max(main_tables.half_width(those, "best", "natural") for those in runs.values())
+    low, high = main_tables.interval(runs["PGD-AT"], "best", "natural")
+    assert wide == pytest.approx(high - low)
+    assert f"At the best epochs intervals of up to ± {wide / 2:.1f} points (Natural)" in " ".join(
+        figure.get_supxlabel().split()
+    )
+    more = main_tables.message(runs | {"AWP": runs["PGD-AT"], "TRADES": [result([], correct=(80, 68))]}, "pgd_20")
+    assert more.endswith("PGD-AT; all 2 other methods end within its interval")
     names = [text for text in figure.axes[0].texts if text.get_text()]
     boxes = [text.get_window_extent() for text in names]
     assert {text.get_text() for text in names} == set(runs) and not boxes[0].overlaps(boxes[1])

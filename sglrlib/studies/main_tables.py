@@ -26,13 +26,14 @@ def some_rows(dataset: str, scale: str) -> dict[str, list[Result]]:
 
 def trade_off(results: dict[str, list[Result]], column: str, item: str) -> Figure:
     """Robust against natural accuracy of each method, ours and the paper's: from a small hollow marker, its best
-    checkpoint, to a large one, its last, whose bars are 95 % intervals. column: the attack that robust stands for; for
-    one that the paper does not report, its AutoAttack is shown.
+    checkpoint, to a large one, its last, whose bars are 95 % intervals; the widest at the best are in the small print.
+    column: the attack that robust stands for; for one that the paper does not report, its AutoAttack is shown.
     """
     first = next(iter(results.values()))[0]
     place, own = paper_place(first)
     theirs = column if paper_value("PGD-AT", column, "best", **place) is not None else "autoattack"
-    figure, ((ours, paper),) = grid(1, 2, 4.4, sharex=own, sharey=own and theirs == column)
+    height = 4.4 if len(results) < 5 else 5.2
+    figure, ((ours, paper),) = grid(1, 2, height, sharex=own, sharey=own and theirs == column)
     ends: dict = {ours: {}, paper: {}}
     for title, runs in results.items():
         both = [[statistics.fmean(r.accuracy(w, c) for r in runs) for c in ("natural", column)] for w in CHECKPOINTS]
@@ -55,11 +56,14 @@ def trade_off(results: dict[str, list[Result]], column: str, item: str) -> Figur
         axis.set(xlabel="Natural accuracy (%)", ylabel=f"{column_title(robust)} accuracy (%)")
         axis.set_title(title, loc="left", fontsize=9)
     small = setting(next(iter(results.values())), "95 % intervals over seeds and images")
-    small += " Arrows: from the best epoch (hollow) to the last."
+    small += " Arrows: from the best epoch (hollow) to the last, whose bars are drawn."
     small += " Methods without bars have as wide ones." * (len(results) > 4)
+    widest = {c: max(half_width(runs, "best", c) for runs in results.values()) for c in ("natural", column)}
+    shown = ", ".join(f"± {width:.1f} points ({column_title(c)})" for c, width in widest.items())
+    small += f" At the best epochs intervals of up to {shown}."
     if first.n(column) < first.n("natural"):
         small += f" {column_title(column)} on {first.n(column):,} of the test images."
-    entitle(figure, message(results, column, place, theirs), f"{item}: {small}")
+    entitle(figure, message(results, column), f"{item}: {small}")
     for axis, points in ends.items():
         label_points(axis, points)
     return figure
@@ -75,21 +79,27 @@ def arrow(axis, title: str, best: list[float], last: list[float]) -> None:
     axis.plot(*last, marker_of(title), color=colour, mec="white", mew=0.6, ms=7.5, zorder=4)
 
 
-def message(results: dict[str, list[Result]], column: str, place: dict, theirs: str) -> str:
-    """How far refined labels end above hard ones, and which method ends highest, here and in the paper."""
+def half_width(runs: list[Result], which: str, column: str) -> float:
+    """Half the width of the 95 % interval of an accuracy, in points."""
+    low, high = interval(runs, which, column)
+    return (high - low) / 2
+
+
+def message(results: dict[str, list[Result]], column: str) -> str:
+    """How far refined labels end above hard ones, and how many of the other methods end within their interval."""
     last = {title: statistics.fmean(run.accuracy("last", column) for run in runs) for title, runs in results.items()}
-    paper = {title: paper_value(title, theirs, "final", **place) for title in results}
-    paper = {title: value for title, value in paper.items() if value is not None}
     name = column_title(column)
     if not set(PAIR) <= last.keys():
         return f"Natural accuracy and accuracy under {name}"
-    gained, printed = (values[PAIR[1]] - values[PAIR[0]] for values in (last, paper))
-    beside = f"the paper: {printed:.1f}" if theirs == column else f"the paper, {column_title(theirs)}: {printed:.1f}"
-    where = "above" if gained >= 0 else "below"
-    text = f"Under {name}, {PAIR[1]} ends {abs(gained):.1f} points {where} {PAIR[0]} ({beside})"
-    if len(last) == 2:
+    gained = last[PAIR[1]] - last[PAIR[0]]
+    text = f"Under {name}, {PAIR[1]} ends {abs(gained):.1f} points {'above' if gained >= 0 else 'below'} {PAIR[0]}"
+    others = [value for title, value in last.items() if title not in PAIR]
+    if not others:
         return text
-    return f"{text}; highest at the end is {max(last, key=last.get)} (the paper: {max(paper, key=paper.get)})"
+    low, high = interval(results[PAIR[1]], "final", column)
+    within = sum(low <= value <= high for value in others)
+    how_many = "all" if within == len(others) else f"{within} of the"
+    return f"{text}; {how_many} {len(others)} other methods end within its interval"
 
 
 def gaps(results: dict[str, list[Result]]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Figure B.4 and Table B.2: label rules at several noise rates; what they memorise, and the claims on it."""
 
 import math
+import re
 from itertools import chain
 from statistics import fmean
 
@@ -33,9 +34,15 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
 
 
 def described(configs: list[RunConfig]) -> str:
-    """What is about to be run or shown, whatever the noise."""
+    """What is about to be run or shown, whatever the noise; without attack nothing of the budget and of lambda, which
+    then do nothing: x' is x.
+    """
     alike = [c for c in configs if (c.noise, c.noise_rate) == (configs[0].noise, configs[0].noise_rate)]
-    return "\n".join(line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label"))
+    lines = [line for line in notebook.describe(alike).splitlines() if not line.startswith("planted label")]
+    text = "\n".join(lines)
+    return (
+        text if METHODS[configs[0].method].objective else re.sub(r"budget eps = [\d.]+/255; |lam = [\d.]+, ", "", text)
+    )
 
 
 def portion_correct(run: Result) -> float:
@@ -55,7 +62,7 @@ def figure(sweep: Sweep, item: str) -> Figure:
     """
     noise = next(iter(sweep))[0]
     rates = {rate: runs for (kind, rate), runs in sweep.items() if kind == noise}
-    drawn, axes = style.grid(2, len(rates), 4.8, sharex=True, sharey="row")
+    drawn, axes = style.grid(2, len(rates), 5.6, sharex=True, sharey="row")
     for (test, train), (rate, runs) in zip(axes.T, rates.items(), strict=True):
         titled = {f"PGD-AT{LABELS[rule].title}": those for rule, those in runs.items()}  # whose colours the rules have
         plots.lines(test, titled, dict(test_natural="-", test_natural_noisy=":"))
@@ -75,7 +82,8 @@ def figure(sweep: Sweep, item: str) -> Figure:
         train.set_xlabel("Epoch")
     signs = {title: SIGNS.get(style.marker_of(title), "") for title in titled}
     names = {title: f"{style.named(rule)} {signs[title]}" for title, rule in zip(titled, runs, strict=True)}
-    style.label_ends(train, {names[title]: ends[title] for title in titled})
+    right = train.get_xlim()[1]  # beside the axis: the dashed line ends there
+    style.label_ends(train, {names[title]: (right, *ends[title][1:]) for title in titled})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
     config, seeds = some.config, len(next(iter(runs.values())))
@@ -87,6 +95,8 @@ def figure(sweep: Sweep, item: str) -> Figure:
         "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 "
         "with another network."
     )
+    others = [style.named(kind) for kind in dict.fromkeys(kind for kind, _ in sweep) if kind != noise]
+    small += f" Not drawn, in the table: {', '.join(others)}." * bool(others)
     return style.entitle(drawn, message(rates), small)
 
 
@@ -122,8 +132,9 @@ def of_paper(rule: str, noise: str, rate: float) -> float | None:
 def table(sweep: Sweep) -> pd.DataFrame:
     """Table B.2: errors (%) on the clean test labels at the best and the last epoch, one column a rate, below them the
     paper's; and by how many points training accuracy on the assigned labels ends above test accuracy. The lowest error
-    of each kind is between **.
+    of each kind is between **; how many seeds stands in the head of the rows.
     """
+    seeds = sorted({len(those) for runs in sweep.values() for those in runs.values()})
     cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {("", "wrong training labels"): {}}
     for (noise, rate), runs in sweep.items():
         at = style.named(noise), f"{rate:.0%}"
@@ -135,21 +146,21 @@ def table(sweep: Sweep) -> pd.DataFrame:
                 mean_and_spread([100 - run.accuracy(w, "natural") for run in those]) for w in ("best", "last")
             )
             lines = {
-                f"ours, best, seeds: {len(those)}": best,
-                f"ours, last, seeds: {len(those)}": last,
-                "95 % of the last": f"{100 - high:.1f} to {100 - low:.1f}",
+                "best": best,
+                "last": last,
+                "last, 95 %": f"{100 - high:.1f} to {100 - low:.1f}",
                 "paper*": "–" if paper is None else f"{paper:.1f}",
-                "training - test, last": mean_and_spread([memorised(run) for run in those]),
+                "train - test": mean_and_spread([memorised(run) for run in those]),
             }
             for name, text in lines.items():
                 cells.setdefault((style.named(rule), name), {})[at] = text
                 errors.setdefault(name, {})[rule] = text
-        for name in [name for name in errors if name.startswith(("ours", "paper"))]:
+        for name in ("best", "last", "paper*"):
             numbers = {rule: float(text.split()[0]) for rule, text in errors[name].items() if text != "–"}
             for rule in [rule for rule, number in numbers.items() if number == min(numbers.values())]:
                 cells[style.named(rule), name][at] = f"**{errors[name][rule]}**"
     columns = pd.MultiIndex.from_tuples(cells["", "wrong training labels"])
-    rows = pd.MultiIndex.from_tuples(cells, names=["test error (%)", ""])
+    rows = pd.MultiIndex.from_tuples(cells, names=["test error (%)", f"seeds: {' to '.join(map(str, seeds))}"])
     return pd.DataFrame([[row.get(at, "–") for at in columns] for row in cells.values()], index=rows, columns=columns)
 
 

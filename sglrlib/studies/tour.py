@@ -20,15 +20,17 @@ from sglrlib.training.step import Step
 CIFAR10 = "plane car bird cat deer dog frog horse ship truck".split()  # short, for axes
 TRUE, GIVEN, OTHERS = "#0F4C8A", "#D98B2B", "#8A8A8A"
 ROLES = dict(zip(("given label", "true label", "all others"), (GIVEN, TRUE, OTHERS), strict=True))
+DASHES = dict(zip(ROLES, ("--", "-", ":"), strict=True))
 MOST_BARS = 10
 
 
 def attacked(
-    x: Tensor, x_adv: Tensor, clean: Tensor, adv: Tensor, y: Tensor, y_true: Tensor, config: RunConfig
+    x: Tensor, x_adv: Tensor, clean: Tensor, adv: Tensor, y: Tensor, y_true: Tensor, flipped: Tensor, config: RunConfig
 ) -> Figure:
     """Clean images, perturbations (signed, mean over the channels) and adversarial images, one column an image.
 
-    x, x_adv (n, C, H, W) in [0, 1]; clean, adv: their logits (n, K); y, y_true: given and true labels (n,).
+    x, x_adv (n, C, H, W) in [0, 1]; clean, adv: their logits (n, K); y, y_true: given and true labels (n,); flipped:
+    for each image of the batch that they are chosen from, whether its reading turns.
     """
     names, eps = class_names(config, clean.shape[1]), config.eps_255
     figure, axes = grid(3, len(x), 4.2)
@@ -46,11 +48,12 @@ def attacked(
     for axis, name in zip(axes[:, 0], ("clean $x$", "perturbation", "adversarial $x'$"), strict=True):
         axis.set_ylabel(name, fontsize=8)
     figure.colorbar(signed, ax=axes, label="change (1/255)", ticks=[-eps, 0, eps], shrink=0.33, pad=0.01)
-    flipped = int((clean.argmax(1) != adv.argmax(1)).sum())
+    turned = int((clean.argmax(1) != adv.argmax(1)).sum())
     colours = "; the perturbation is the mean over the colours" if x.shape[1] > 1 else ""
-    key = "Bold: read differently. Brown: a wrong label was given."
+    key = f"Those read differently were chosen first (bold, {turned} of {len(x)}). Brown: a wrong label was given."
     small = f"Algorithm 1, the attack: {of(config)}{colours}. {key}"
-    return entitle(figure, f"The attack turns {flipped} of these {len(x)} readings, by changes of at most ε", small)
+    message = f"The attack turns {flipped.sum()} of the batch's {len(flipped)} readings, by changes of at most ε"
+    return entitle(figure, message, small)
 
 
 def chosen(wrong: Tensor, flipped: Tensor, each: int = 3) -> Tensor:
@@ -83,8 +86,9 @@ def targets_over_epochs(train: Split, targets: Tensor, samples: list[int], confi
     mislabelled = train.y != train.y_clean
     for sample, row, panel, chosen in zip(samples, grid, panels, (mislabelled, ~mislabelled), strict=True):
         bars(row, train, targets, sample, epochs, config)
-        lines = [(train.y_clean, TRUE, "-"), (train.y, GIVEN, "--")]
-        for label, colour, style in lines if chosen is mislabelled else lines[:1]:
+        lines = [(train.y_clean, "true label"), (train.y, "given label")]
+        for label, role in lines if chosen is mislabelled else lines[:1]:
+            colour, style = ROLES[role], DASHES[role]
             weight = targets[:, range(len(train)), label]
             each = weight[:, chosen]
             panel.plot(each.mean(1), style, color=colour)
@@ -165,11 +169,12 @@ def sliders(record: pd.DataFrame, config: RunConfig) -> alt.Chart:
         .transform_calculate(target="r * datum.average + (1 - r) * datum.label")
     )
     colour = alt.Color("role:N", scale=alt.Scale(domain=[*ROLES], range=[*ROLES.values()]), title="class")
+    dashes = alt.Scale(domain=[*ROLES], range=[[6, 3], [1, 0], [2, 2]])  # as DASHES
     lines = base.mark_line(strokeWidth=2).encode(
         alt.X("epoch:Q", title="Epoch"),
         alt.Y("target:Q", title="Weight in the target y", scale=alt.Scale(domain=[0, 1])),
         colour,
-        alt.StrokeDash("role:N", legend=None),
+        alt.StrokeDash("role:N", scale=dashes, title="class"),  # one legend with the colour's, as the titles agree
         tooltip=["epoch", "role", alt.Tooltip("target:Q", format=".2f")],
     )
     begin = alt.Chart(pd.DataFrame(dict(epoch=[config.first_refined]))).mark_rule(color="#888", strokeDash=[2, 2])
@@ -188,7 +193,7 @@ def still(record: pd.DataFrame, config: RunConfig) -> Figure:
                 if row.updates:
                     average = alpha * average + (1 - alpha) * (lam * row.clean + (1 - lam) * row.adv)
                 weights.append(r * average + (1 - r) * row.label)
-            axis.plot(of_role.epoch, weights, "--" if role == "true label" else "-", color=ROLES[role], label=role)
+            axis.plot(of_role.epoch, weights, DASHES[role], color=ROLES[role], label=role)
         axis.set(title=title, xlabel="Epoch", ylim=(-0.02, 1.02))
         axis.axvline(config.first_refined, color="0.5", lw=0.9, ls=":")
     axes[0, 0].set_ylabel("Weight in the target y")
@@ -201,11 +206,12 @@ def claims(train: Split, targets: Tensor) -> list[tuple[str, Tensor, float]]:
     """What the tour claims of the last targets (n, K): words, a value for each image of the kind, and a threshold."""
     wrong, everyone, last = train.y != train.y_clean, torch.arange(len(train)), targets.double()
     on_true, on_given = last[everyone, train.y_clean], last[everyone, train.y]
+    ahead = on_true > on_given
     gained = on_true / (1 - on_given)  # of the weight that is not on the given label, the share on the true class
     chance = 1 / (targets.shape[1] - 1)
     return [
-        ("most wrong labels lose to the true class in their target", (on_true > on_given)[wrong].double(), 1 / 2),
-        ("more than chance of what wrong labels lose goes to the true class", gained[wrong], chance),
+        ("most wrong labels weigh less in their target than the true class", ahead[wrong].double(), 1 / 2),
+        ("more than chance of the weight off wrong labels is on the true class", gained[wrong], chance),
         ("right labels keep the largest weight in their target", (last.argmax(1) == train.y)[~wrong].double(), 9 / 10),
     ]
 
