@@ -88,7 +88,6 @@ def test_verdicts_of_a_right_a_reversed_and_a_random_order():
     for order, answers in zip(orders, expected, strict=True):
         found = claims("it", [(ranking_of(order, 140), wrong)])
         assert [claim.word.removesuffix(" in this run") for claim in found] == answers
-        assert all("150 of 600 wrong" in claim.of for claim in found)
     assert len(claims("it", [(ranking_of(orders[0], 0), wrong)])) == 2  # nothing flagged, so no precision
 
 
@@ -142,7 +141,8 @@ def test_precision_is_drawn_for_every_seed():
     found = [(config, rankings | {"b": rankings["a"]}, wrong) for config, rankings, wrong in found]
     drawn = doubt_figures.precision(found)
     assert "a 100% (recall 94%), b 100% (recall 94%)" in " ".join(drawn.get_suptitle().split())
-    assert "seeds: 2, left the first" in drawn.get_supxlabel()
+    small = " ".join(drawn.get_supxlabel().split())
+    assert "30% of the labels drawn anew: 150, 150 wrong; seeds: 2, left the first" in small
     assert [text.get_text() for text in drawn.axes[1].get_legend().get_texts()] == [
         f"{name}: average precision 100%" for name in "ab"
     ]

@@ -104,7 +104,7 @@ def test_calibration_is_judged_from_the_kept_probabilities():
     assert seen(said) == [True, True, True, False, True, True]
     assert [claim.effect for claim in said] == pytest.approx([0.5, 0.55, 0.43, -0.1, 100, 0.12], abs=1e-4)
     assert not any(seen(calibration.claims(refined, hard, ["pgd_10"])[-2:]))
-    table = calibration.table({"PGD-AT": hard, "PGD-AT+SGLR": refined}, ["pgd_10"])["PGD-10, 100 images"]
+    table = calibration.table({"PGD-AT": hard, "PGD-AT+SGLR": refined}, "pgd_10")["PGD-10, 100 images"]
     assert list(table.loc["PGD-AT", "ours, seeds: 1"]) == ["**0.000**", "0.550", "-0.550"]
     assert list(table.loc["PGD-AT", "confidence − accuracy"]) == ["+0.000", "+0.550", ""]
     assert list(table.loc["PGD-AT+SGLR", "paper"]) == ["**0.11***", "**0.10***", "0.01*"]
@@ -131,7 +131,9 @@ def test_calibration_is_judged_from_the_curve_where_no_probabilities_are_kept():
     assert len(calibration.claims(hard, refined, ["pgd_10"])) == 5  # without standard training
     (early,) = [claim for claim in said if "best epoch" in claim.of]
     assert early.reason == "refinement starts after the best epoch in 3 of 3 seeds"  # nothing was refined yet
-    table = calibration.table({"PGD-AT": hard}, ["pgd_10"])["PGD-10, 30 images"]
+    natural, attacked = calibration.tables({"PGD-AT": hard})  # nothing is known of Square
+    assert [*natural.columns.levels[0]] == ["Natural, 100 images"]
+    table = attacked["PGD-10, 30 images"]
     assert list(table.loc["PGD-AT", "ours, seeds: 3"]) == ["0.200 ± 0.000", "0.400 ± 0.000", "-0.200 ± 0.000"]
 
 
@@ -147,9 +149,11 @@ def test_the_calibration_figures_say_how_many_images_they_are_of():
     small = " ".join(drawn.get_supxlabel().split())
     assert "100 test images, under PGD-10 the first 30;" in small and "is not drawn: its ECE ends at 0.40" in small
     assert len(drawn.axes[0].texts) > len(drawn.axes[2].texts) and "Table B.1" not in small  # that is of CIFAR-10
+    assert drawn.axes[0].get_ylim() == drawn.axes[1].get_ylim() and drawn.axes[2].get_ylim() == drawn.axes[3].get_ylim()
     drawn = calibration_figures.density(runs, ["natural", "pgd_10"])
     assert drawn.get_suptitle() == "Probability of the label above 0.9, no attack: PGD-AT on 100% of the images"
     assert "100 test images in each panel" in " ".join(drawn.get_supxlabel().split())
+    assert 0.9 in drawn.axes[0].patches[0].get_data().edges  # so that the headline can be read off
     drawn = calibration_figures.diagrams(runs, ["natural", "pgd_10"])
     assert "under PGD-10: Standard +0.55, PGD-AT +0.55" in drawn.get_suptitle()
     (seen,) = drawn.axes[1].collections[1].get_offsets()

@@ -51,7 +51,7 @@ def test_only_a_piecewise_rate_has_drops_and_growth_is_marked_in_each_run():
     start = phases.growth_start_of(runs["a"][0])
     said = f"Piecewise learning rate: growth starts in epoch {start}, the rate first drops in epoch 39. "
     assert alternative_text(figure).startswith(f"{said}Cosine learning rate: growth starts in no epoch. ")
-    for axis, triangles in zip(figure.axes, (0, 2, 2, 2), strict=True):
+    for axis, triangles in zip(figure.axes, (2, 0, 2, 0), strict=True):  # rate, robust accuracy, gradient norm, trace
         assert [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "v"] == [start] * triangles
         assert [text.get_text() for text in axis.texts].count("lr / 10") == 2
         assert {line.get_linestyle() for line in axis.lines if len(line.get_xdata()) == EPOCHS} == {"-", "--"}

@@ -63,33 +63,39 @@ def images(run: Result, attack: str) -> int:
     return n if attack == "natural" else min(run.config.attacked_size or n, n)
 
 
-def table(runs: dict[str, list[Result]], attacks: Iterable[str] = ("natural", "pgd_10", "square_500")) -> pd.DataFrame:
-    """Table B.1 in its layout: ECE (15 bins) at best and last epoch and their difference, ours (mean ± std over seeds,
-    and the interval that verdicts use) above the paper's; below them confidence minus accuracy. The lowest ECE is
-    between **. The paper's numbers are marked as in tables.beside_paper(); that for Square stands beside any number
-    of queries. Attacks that some run was not measured under are left out.
+def tables(
+    runs: dict[str, list[Result]], attacks: Iterable[str] = ("natural", "pgd_10", "square_500")
+) -> list[pd.DataFrame]:
+    """table() of each attack that all runs were measured under."""
+    every = [run for those in runs.values() for run in those]
+    return [table(runs, attack) for attack in attacks if all(measured(run, attack) for run in every)]
+
+
+def table(runs: dict[str, list[Result]], attack: str) -> pd.DataFrame:
+    """Table B.1 in its layout for one attack: ECE (15 bins) at best and last epoch and their difference, ours (mean ±
+    std over seeds, and the interval that verdicts use) above the paper's; below them confidence minus accuracy. The
+    lowest ECE is between **. The paper's numbers are marked as in tables.beside_paper(); that for Square stands beside
+    any number of queries.
     """
     rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    measured_by_all = [a for a in attacks if all(measured(run, a) for those in runs.values() for run in those)]
+    printed = f"ece {'square' if attack.startswith('square') else attack}"
     for label, those in runs.items():
         place, own = paper_place(those[0])
-        for attack in measured_by_all:
-            printed = f"ece {'square' if attack.startswith('square') else attack}"
-            accuracy = f"{column_title(attack)}, {images(those[0], attack):,} images"
-            for checkpoint in ("best", "final", "diff"):
-                at = accuracy, checkpoint.capitalize()
-                values = [part(ece, run, checkpoint, attack) for run in those]
-                found = judged("", "", "", values)
-                least = -1.0 if checkpoint == "diff" else 0.0  # no ECE is below 0, whatever rounding makes of it
-                signed = statistics.fmean(part(gap, run, checkpoint, attack).mean().item() for run in those)
-                paper = paper_value(those[0].config.title, printed, checkpoint, **place)
-                for name, text in (
-                    (f"ours, seeds: {len(those)}", mean_and_spread([max(least, v.mean().item()) for v in values], 3)),
-                    ("95 %", f"{max(least, found.low):.3f} to {found.high:.3f}"),
-                    ("paper", "–" if paper is None else f"{paper:.2f}{'' if own else '*'}"),
-                    ("confidence − accuracy", f"{round(signed, 3) + 0:+.3f}" if checkpoint != "diff" else ""),
-                ):
-                    rows.setdefault((label, name), {})[at] = text
+        accuracy = f"{column_title(attack)}, {images(those[0], attack):,} images"
+        for checkpoint in ("best", "final", "diff"):
+            at = accuracy, checkpoint.capitalize()
+            values = [part(ece, run, checkpoint, attack) for run in those]
+            found = judged("", "", "", values)
+            least = -1.0 if checkpoint == "diff" else 0.0  # no ECE is below 0, whatever rounding makes of it
+            signed = statistics.fmean(part(gap, run, checkpoint, attack).mean().item() for run in those)
+            paper = paper_value(those[0].config.title, printed, checkpoint, **place)
+            for name, text in (
+                (f"ours, seeds: {len(those)}", mean_and_spread([max(least, v.mean().item()) for v in values], 3)),
+                ("95 %", f"{max(least, found.low):.3f} to {found.high:.3f}"),
+                ("paper", "–" if paper is None else f"{paper:.2f}{'' if own else '*'}"),
+                ("confidence − accuracy", f"{round(signed, 3) + 0:+.3f}" if checkpoint != "diff" else ""),
+            ):
+                rows.setdefault((label, name), {})[at] = text
     table = pd.DataFrame([*rows.values()], pd.MultiIndex.from_tuples(rows, names=["method", ""])).fillna("")
     table.columns = pd.MultiIndex.from_tuples(table.columns)
     return with_lowest(table)
@@ -148,7 +154,8 @@ def claims(
             text, of = f"{b} is less often more than 90 % sure than {a}", f"share of images, {name}, last epoch"
             claim("less_confident", text, of, attack, surer, "points")
         doubt = [-gap(run, "last", attack) for run in refined]
-        claim("under_confident", f"{b} is under-confident", f"accuracy - confidence, {name}, last epoch", attack, doubt)
+        text, of = f"the confidence of {b} is below its accuracy", f"accuracy - confidence, {name}, last epoch"
+        claim("under_confident", text, of, attack, doubt)
     return found
 
 

@@ -28,20 +28,23 @@ def over_epochs(results: dict[str, list[Result]], item: str = "Figure B.2") -> F
     trained = {label: runs for label, runs in results.items() if label != "Standard"}
     config = max((runs[0].config for runs in results.values()), key=lambda c: "refine_start" in c.as_dict())
     attack, n = f"PGD-{config.eval_steps}", next(iter(results.values()))[0].sizes["test"]
-    figure, axes = grid(2, 2, 5.0, sharex=True)
+    figure, axes = grid(2, 2, 5.0, sharex=True, sharey="row")
     drawn = 0
     for row, measure in zip(axes, ("ece", "gap"), strict=True):
+        ends = []
         for axis, kind, those in zip(row, ("natural", "robust"), (results, trained), strict=True):
-            ends = lines(axis, those, {f"test_{kind}_{measure}": "-"}, best="test_robust_ece")
+            ends.append(lines(axis, those, {f"test_{kind}_{measure}": "-"}, best="test_robust_ece"))
             if measure == "ece":
                 drawn += diamonds(axis, those, "pgd_10") if attack == "PGD-10" and kind == "robust" else 0
-                axis.set_ylim(bottom=0)
                 axis.set_title("no attack" if kind == "natural" else f"under {attack}", pad=14)
                 mark_phases(axis, config)
             else:
                 axis.axhline(0, color="0.5", lw=0.8, zorder=0)
                 axis.set_xlabel("Epoch")
-            label_ends(axis, ends)
+        if measure == "ece":
+            row[0].set_ylim(bottom=0)
+        for axis, names in zip(row, ends, strict=True):  # once both have set their common scale
+            label_ends(axis, names)
     axes[0, 0].set_ylabel("ECE")
     axes[1, 0].set_ylabel("Confidence − accuracy\n(above 0: over-confident)")
     told = [
@@ -88,7 +91,7 @@ def density(
     attacks = list(attacks)
     results = {label: runs for label, runs in results.items() if label != "Standard"}
     first = next(iter(results.values()))
-    edges, guess = np.linspace(0, 1, 16), 1 / DATASETS[first[0].config.dataset].classes
+    edges, guess = np.linspace(0, 1, 21), 1 / DATASETS[first[0].config.dataset].classes
     figure, axes = grid(1, len(attacks), 2.9, sharey=True)
     for axis, attack in zip(axes[0], attacks, strict=True):
         for label, runs in results.items():
@@ -164,10 +167,12 @@ def sliders(results: dict[str, list[Result]]) -> alt.TopLevelMixin:
     x, y = alt.X("confidence:Q", scale=axis, title="Mean confidence"), alt.Y("accuracy:Q", scale=axis, title="Accuracy")
     colours = alt.Scale(domain=methods, range=[colour_of(label) for label in methods])
     colour = alt.Color("method:N", scale=colours)
+    forms = [{"o": "circle", "^": "triangle-up"}.get(marker_of(label), "square") for label in methods]
+    form = alt.Shape("method:N", scale=alt.Scale(domain=methods, range=forms))  # one legend, as the domain is the same
     base = alt.Chart().transform_filter("datum.epoch <= until")
     trail = base.mark_line(strokeWidth=1, opacity=0.6).encode(x, y, colour, order="epoch:Q")
     now = base.transform_filter("datum.epoch == until").mark_point(size=110, filled=True)
-    now = now.encode(x, y, colour, alt.Shape("method:N"), tooltip=["method", "epoch", "confidence", "accuracy"])
+    now = now.encode(x, y, colour, form, tooltip=["method", "epoch", "confidence", "accuracy"])
     ends = dict(x=alt.datum(0), y=alt.datum(0), x2=alt.datum(1), y2=alt.datum(1))
     layers = alt.layer(alt.Chart().mark_rule(color="#999").encode(**ends), trail, now, data=pd.DataFrame(rows))
     layers = layers.properties(width=230, height=230)

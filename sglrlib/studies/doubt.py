@@ -78,8 +78,8 @@ def fold_runs(config: RunConfig, folds: int) -> list[RunConfig]:
 def left_out(configs: Sequence[RunConfig], device="cpu") -> Tensor:
     """Out-of-sample probabilities (n, K) float64: of each training image, by the fold_runs() network that left it out.
 
-    It is that of the last epoch: the best is named by validation images, whose labels are clean here, and who looks for
-    wrong labels has no clean ones. Raises UsageError where a checkpoint is missing.
+    It is that of the last epoch: to name the best takes validation images with clean labels, and those who look for
+    wrong labels have none. Raises UsageError where a checkpoint is missing.
     """
     train = run_data(configs[0].but(folds=0, fold=0)).train.to(device)
     found = torch.empty(len(train), DATASETS[configs[0].dataset].classes, dtype=torch.float64)
@@ -112,14 +112,13 @@ def claims(title: str, found: Sequence[tuple[Ranking, Tensor]]) -> list[Claim]:
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    n = f"{', '.join(str(wrong.sum().item()) for _, wrong in found)} of {len(found[0][1])} wrong"
     measures = {
         "average precision above their share": [beyond_chance(*each) for each in found],
         "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in found if r.flagged.any()],
         "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in found],
     }
     return [
-        judged("found", "wrong labels are found", f"{title}: {of} ({n})", *zip(*values, strict=True))
+        judged("found", "wrong labels are found", f"{title}: {of}", *zip(*values, strict=True))
         for of, values in measures.items()
         if values
     ]

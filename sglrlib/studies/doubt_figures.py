@@ -61,7 +61,8 @@ def precision(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> 
     config, rankings, wrong = found[0]
     for kind, dot, colour in ((~wrong, ".", "0.45"), (wrong, "x", WRONG)):
         masses.plot(*(ranking.mass[kind] for ranking in rankings.values()), dot, color=colour, ms=4)
-    masses.set(xlabel="Probability of the given label (cross-validated)", ylabel="Its mass in the refined label")
+    masses.set_xlabel("Probability of the given label (cross-validated)")
+    masses.set_ylabel("Mass of the given label\nin the refined label")
     told = {}
     for title in rankings:
         colour, line = SOURCES.get(title, ("0.3", ":"))
@@ -77,17 +78,19 @@ def precision(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> 
         told[title] = f"{title} {right:.0f}% (recall {recall:.0f}%)"
     share = 100 * statistics.fmean(truth.double().mean().item() for *_, truth in found)
     curves.axhline(share, color="0.5", lw=0.9, ls=":", zorder=0)
+    counts = ", ".join(str(truth.sum().item()) for *_, truth in found)
     curves.annotate("share of wrong labels", (1, share), fontsize=7, color="0.3", va="bottom")
     curves.set(xlabel="Recall (%)", ylabel="Precision (%)", xlim=(0, 103), ylim=(0, 103))
     curves.legend(loc="center left", frameon=False, fontsize=7)
     of = f"seeds: {len(found)}, left the first" if len(found) > 1 else f"seed {config.seed}"
-    small = f"{style.named(config.dataset)}, {len(wrong):,} training labels, {style.noise_in_words(config)}; {of}. "
-    small += "Left: crosses are wrong labels, dots right ones. Right: a line for each seed, dots: what is flagged."
+    small = f"{style.named(config.dataset)}, {len(wrong):,} training labels, {style.noise_in_words(config)}: "
+    small += f"{counts} wrong; {of}. Left: crosses are wrong labels, dots right ones. "
+    small += "Right: a line for each seed, dots: what is flagged."
     return style.entitle(figure, f"Precision of what is flagged: {', '.join(told.values())}", small)
 
 
 def agreed_wrong(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of CIFAR-10's training labels y (N,) three people agree to be wrong: their places, and what they all say.
+    """Which of CIFAR-10's training labels y (N,) three people contradict alike: their places, and what they all say.
 
     Raises DataError where people's labels are not there.
     """
@@ -97,7 +100,7 @@ def agreed_wrong(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_people(seed: int = 0) -> Figure:
-    """Sixteen of the CIFAR-10 images whose label three people agree to be wrong, drawn at random: label → theirs."""
+    """Sixteen of the CIFAR-10 images whose label three people contradict alike, drawn at random: label → theirs."""
     (images, y), _ = DATASETS["cifar10"].load()
     places, said = agreed_wrong(torch.from_numpy(y))
     drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:16]
@@ -108,8 +111,6 @@ def by_people(seed: int = 0) -> Figure:
         for spine in axis.spines.values():
             spine.set_visible(False)
     share = len(places) / len(y)
-    message = f"Three people agree that {len(places):,} of {len(y):,} labels of CIFAR-10 ({share:.1%}) are wrong"
-    small = (
-        "Figure B.1: 16 of these training images, drawn at random; label → what all three say (CIFAR-10N, Wei et al. "
-    )
-    return style.entitle(figure, message, small + "2022). Three people can be wrong together.")
+    message = f"Three people agree on another class for {len(places):,} of {len(y):,} labels of CIFAR-10 ({share:.1%})"
+    small = "As Figure B.1: 16 of these training images, drawn at random; label → what all three say "
+    return style.entitle(figure, message, small + "(CIFAR-10N, Wei et al. 2022). Three people can be wrong together.")

@@ -28,7 +28,7 @@ RULE = (
 
 def over_epochs(results: dict[str, list[Result]], item: str = "") -> Figure:
     """PANELS over epochs under one schedule or both: piecewise is solid and has lines where its rate drops, cosine is
-    dashed. A triangle marks where a run's growth starts.
+    dashed. A triangle marks where a run's growth starts, on its rate and its gradient norm.
     """
     figure, axes = grid(2, 2, 5.2, sharex=True)
     for axis, (column, title) in zip(axes.flat, PANELS.items(), strict=True):
@@ -46,7 +46,8 @@ def over_epochs(results: dict[str, list[Result]], item: str = "") -> Figure:
 
 def curve(axis, runs: list[Result], column: str) -> tuple:
     """The mean of one column of the runs' curves, a band from lowest to highest (the trace: with its standard error), a
-    triangle at each growth's start and a line at each drop of the rate. Returns what label_ends() wants.
+    line at each drop of the rate and, on rate and gradient norm, a triangle at each growth's start. Returns what
+    label_ends() wants.
     """
     config, epochs = runs[0].config, [row["epoch"] for row in runs[0].curve]
     piecewise = config.schedule == "piecewise"
@@ -58,7 +59,7 @@ def curve(axis, runs: list[Result], column: str) -> tuple:
     axis.fill_between(epochs, (values - errors).min(0), (values + errors).max(0), color=colour, alpha=0.15, lw=0)
     for run, of_seed in zip(runs, values, strict=True):
         start = growth_start_of(run)
-        if start <= len(epochs) and column != "lr":
+        if start <= len(epochs) and column in ("lr", NORM):
             axis.plot(start, of_seed[start - 1], "v", color=colour, mec="white", mew=0.7, ms=8, zorder=5)
     for drop in config.drop_epochs:
         axis.axvline(drop, color=colour, lw=0.8, ls=":", zorder=0)
@@ -104,8 +105,9 @@ def roughness(run: Result, column: str = "test_robust") -> list[float]:
 
 
 def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
-    """Of each run the first drop of the rate, where growth starts by RULE and by two other factors, how long the two
-    stages are, and gradient norm and Hessian's trace ± its standard error, from the growth's start to the end.
+    """Of each run the first drop of the rate, its best epoch, where growth starts by RULE and by two other factors, how
+    long the two stages are, and gradient norm and Hessian's trace ± its standard error, from the growth's start to the
+    end.
     """
     rows = []
     for label, those in runs.items():
@@ -115,6 +117,7 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
             norms = [epoch[NORM] for epoch in run.curve]
             starts = [growth_start(norms, factor=factor) or "–" for factor in FACTORS]
             row = dict(run=label, seed=run.config.seed, drop=next(iter(run.config.drop_epochs), "–"))
+            row["best epoch"] = run.best_epoch
             row[f"growth starts, x {' / '.join(f'{factor:g}' for factor in FACTORS)}"] = " / ".join(map(str, starts))
             row["stages (epochs)"] = f"{stationary} + {growth}"
             row["norm"] = " -> ".join(f"{epoch[NORM]:.2f}" for epoch in ends)
