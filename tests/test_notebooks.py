@@ -183,7 +183,7 @@ def test_black_box_attacks_through_the_notebook(store, able):
     assert "source: cnn8, stands for resnet34; PGD-AT, 1 epochs, seed 0, its best checkpoint" in text
     assert text.count("CW_inf from wrn10_1, 40 images") == 1 and text.count("40 x 2") == 12
     assert text.count("ours, seeds: 2") == 2
-    assert text.count("withstands it more often than the same in the white box") == 8
+    assert text.count("withstands an attack made on another network more often than one made on itself") == 8
     assert text.count("last checkpoint, trained here:\n    ok the outputs are raw logits") == 1
     assert len(list((store / "runs" / "figures").glob("08_black_box_digits_mini_*.png"))) == 1
 

@@ -282,7 +282,7 @@ def test_the_generalisation_gap_and_iiw_are_tabled():
     grown = rows([1] * 10 + list(range(2, 12)), iiw_paper=list(range(20)), **columns)
     hard = [result(grown, correct=(90, 60))]
     table = overfitting.table({"PGD-AT": hard})
-    assert list(table["gap (points)"]) == ["10.0 -> 10.0"] and list(table["IIW"]) == ["0 -> 19"]
+    assert list(table["gap (points)"]) == ["10.0 -> 10.0"] and list(table["IIW, formula"]) == ["0 -> 19"]
     for changes, batches in ((dict(), 4), (dict(attacked_size=30), 1), (dict(train_eval_size=2000), 6)):
         table = overfitting.table({"PGD-AT": [result(grown, **changes)]})  # 1,000 images in batches of 50
         assert list(table[f"IIW, code x 1,000 ({batches} batches)"]) == ["1000.0 -> 1000.0"]

@@ -30,9 +30,8 @@ def test_the_first_tenth_of_the_epochs_stretches_no_axis_and_each_iiw_has_its_ow
     paper, code = figure.axes
     assert paper.get_ylim()[0] < 100 and 300 < paper.get_ylim()[1] < 1000 and paper.get_yscale() == "log"
     assert code.get_ylim()[1] < 10
-    assert (
-        figure.get_suptitle().replace("\n", " ").endswith("IIW grows 3.0-fold with PGD-AT, 1.0-fold with PGD-AT+SGLR")
-    )
+    said = "IIW by PIB's formula grows 3.0-fold with PGD-AT, 1.0-fold with PGD-AT+SGLR"
+    assert figure.get_suptitle().replace("\n", " ").endswith(said)
     assert "Slides: " in figure.get_supxlabel() and "PGD-AT 2, PGD-AT+SGLR 1" in figure.get_supxlabel()
 
 

@@ -9,7 +9,7 @@ from sglrlib.show.style import colour_of, entitle, grid, ink, marker_of, named, 
 from sglrlib.show.tables import column_title, interval
 from sglrlib.show.verdicts import SEEDS, Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
-from sglrlib.studies.refinement import gain
+from sglrlib.studies.refinement import bars, gain
 
 PARTS = (("r", 0.5), ("alpha", 0.0), ("lam", 0.0), ("lam", 1.0), ("refine_start", 0.65))  # one changed at a time
 NORMED = dict(arch="bn_cnn16", epochs=30)  # the control's network on digits, where the recipe's has no BatchNorm
@@ -53,10 +53,12 @@ def label(name: str, value: float) -> str:
 
 def forest(results: dict[str, list[Result]], against: str, item: str, column: str = "pgd_20") -> Figure:
     """Robust accuracy of each label of results at its last epoch, the highest on top, and by how much it differs from
-    that of one of them, robust and natural: dots with 95 % intervals, and a small dot for each seed.
+    that of one of them, robust and natural: dots with 95 % intervals, and a small dot for each seed. As in claims(),
+    the difference is positive where the whole method is ahead.
     """
     means = {name: statistics.fmean(run.accuracy("last", column) for run in runs) for name, runs in results.items()}
     order, base, differences = sorted(means, key=means.get), results[against], {}
+    sign, what = (-1, "whole − this row") if against == WHOLE else (1, f"this row − {against}")
     figure, (axes,) = grid(1, 3, 1.5 + 0.27 * len(order), sharey=True, width_ratios=[1.2, 1, 1])
     colours = [colour_of(results[name][0].config.title) for name in order]
     for y, (name, colour) in enumerate(zip(order, colours, strict=True)):
@@ -69,16 +71,17 @@ def forest(results: dict[str, list[Result]], against: str, item: str, column: st
             found = [judged("", "", "", gain(runs, base, c)) for c in (column, "natural")]
             differences[name] = found[0]
             for axis, one in zip(axes[1:], found, strict=True):
-                axis.errorbar(one.effect, y, xerr=[[one.effect - one.low], [one.high - one.effect]], **how)
-    for axis, what in zip(axes[1:], (column_title(column), "Natural"), strict=True):
+                low, high = sorted((sign * one.low, sign * one.high))
+                axis.errorbar(sign * one.effect, y, xerr=[[sign * one.effect - low], [high - sign * one.effect]], **how)
+    for axis, title in zip(axes[1:], (column_title(column), "Natural"), strict=True):
         axis.axvline(0, color="0.4", lw=0.9, zorder=0)
-        axis.set_xlabel(f"{what},\ndifference (points)")
+        axis.set_xlabel(f"{title} (points):\n{what}")
     axes[0].set_xlabel(f"{column_title(column)},\naccuracy (%)")
     axes[0].set(yticks=range(len(order)), yticklabels=order, ylim=(-0.5, len(order) - 0.3))
     for text, colour in zip(axes[0].get_yticklabels(), colours, strict=True):
         text.set(color=ink(colour), weight="bold" if text.get_text() == against else "normal")
-    small = setting(base, "95 % intervals over seeds and images")
-    small += f" Last epoch. Small dots: single seeds. Differences from {against}, image by image."
+    small = setting(base, bars(base))
+    small += " Last epoch. Small dots: single seeds. Differences image by image."
     said = message(differences, against) if differences else f"only {against} is there"
     return entitle(figure, f"Under {column_title(column)}: {said}", f"{item}: {small}")
 

@@ -77,7 +77,8 @@ def white_and_black_box(results: dict[str, list[Result]], columns: dict[str, str
         above.set_title(f"{column_title(attack).replace('_inf', '∞')} made on", fontsize=9)
     axes[0, 0].set_ylabel("Here: accuracy (%)")
     axes[1, 0].set_ylabel("The paper: accuracy (%)")
-    small = setting(next(iter(results.values())), "95 % intervals over seeds and images")
+    first = next(iter(results.values()))
+    small = setting(first, refinement.bars(first))
     small += " Below: Table B.3 on CIFAR-10, attacks on ResNet-18, and its accuracy without attack in Table B.4."
     return entitle(figure, message(results, columns), f"{item}: {small} Hollow: best epoch; filled: last.")
 
@@ -89,7 +90,9 @@ def message(results: dict[str, list[Result]], columns: Iterable[str]) -> str:
         gained = [[run.accuracy("last", c) - run.accuracy("last", c.split(" ")[0]) for run in runs] for c in columns]
         more = [statistics.fmean(values) for values in gained]
         parts.append(f"{title} {min(more):.0f} to {max(more):.0f} points")
-    return f"Attacks made on other networks leave more accuracy than a network's own: {', '.join(parts)} more"
+    return (
+        f"At the last epoch attacks made on other networks leave more accuracy than a network's own: {', '.join(parts)}"
+    )
 
 
 def claims(results: dict[str, list[Result]], columns: Iterable[str]) -> list[Claim]:

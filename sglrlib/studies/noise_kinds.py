@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sglrlib.config import RunConfig
 from sglrlib.recipes import row_recipe
 from sglrlib.show import plots
-from sglrlib.show.style import COLOURS, entitle, grid, named, noise_in_words, setting
+from sglrlib.show.style import COLOURS, entitle, grid, label_ends, named, noise_in_words, setting
 from sglrlib.show.tables import column_title, interval, overview, per_image
 from sglrlib.show.verdicts import Claim, judged, with_interval
 from sglrlib.store.results import Result
@@ -37,7 +37,7 @@ def at_strength(place: int, dataset: str, scale: str, **changes: object) -> RunC
 
 
 def attack(eps: int) -> dict:
-    """What a recipe changes for a budget: it is walked in steps of a quarter."""
+    """What a recipe changes for a budget: the attack's step is a quarter of it."""
     return dict(eps_255=eps, step_255=eps / 4)
 
 
@@ -62,20 +62,31 @@ def lost(results: dict[str, list[Result]]) -> dict[str, Claim]:
 
 
 def kinds_over_epochs(results: dict[str, list[Result]], item: str = "") -> Figure:
-    """Training and test accuracy over epochs, natural and robust: a line a kind of noise."""
+    """Training and test accuracy over epochs, natural and robust: a line a kind of noise. The axis of test accuracy is
+    that of the last four fifths of the epochs.
+    """
     first = next(iter(results.values()))
     shown = ["Natural"] if column_of(results) == "natural" else ["Natural", "Robust"]
-    panels = {
-        f"{kind}, {which} (%)": {f"{column}_{kind.lower()}": "-"}
-        for kind in shown
-        for which, column in (("training", "train"), ("test", "test"))
-    }
-    figure = plots.over_epochs(results, panels, {}, message="", best="test_", chance=True)
+    figure, axes = grid(len(shown), 2, 1.0 + 2.2 * len(shown), sharex=True)
+    for (left, right), kind in zip(axes, shown, strict=True):
+        for axis, which in ((left, "train"), (right, "test")):
+            column = f"{which}_{kind.lower()}"
+            ends = plots.lines(axis, results, {column: "-"}, best="test_")
+            plots.mark_phases(axis, first[0].config)
+            axis.set_ylabel(f"{kind}, {which.replace('train', 'training')} (%)")
+        late = [row[column] for runs in results.values() for run in runs for row in run.curve[len(run.curve) // 5 :]]
+        right.set_ylim(min(late) - 2, max(late) + 2)
+        for axis in (left, right):
+            plots.mark_chance(axis, first[0].config)
+        label_ends(right, ends)
+    for axis in axes[-1]:
+        axis.set_xlabel("Epoch")
     share = max(runs[0].config.noise_rate for runs in results.values())
     noise = f"{share:.0%} of the training samples spoilt in the way named"
     images = min(n for n in (first[0].config.train_eval_size, first[0].sizes["train"]) if n)
     text = setting(first).replace(noise_in_words(first[0].config), noise) + plots.unequal(results)
-    text += f" Training accuracy: {images:,} images, spoilt ones included. Rings: best epoch of each seed."
+    text += f" Training accuracy: {images:,} images, spoilt ones included. Test axes leave out the first epochs."
+    text += " Rings: best epoch of each seed."
     claims = sorted(lost(results).items(), key=lambda pair: -pair[1].effect)
     each = ", ".join(f"{claim.effect:.1f} with {name}" for name, claim in claims).replace("-", "−")
     message = f"Points of {shown[-1].lower()} accuracy lost after the best epoch: {each}"

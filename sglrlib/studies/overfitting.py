@@ -17,6 +17,7 @@ from sglrlib.studies.refinement import self_guided
 
 Runs = dict[str, list[Result]]  # method -> its runs, one a seed
 NORM, IIW = "batch_gradient_norm_hard", "iiw_paper"
+FORMULA = "IIW, PIB's formula"  # as it is named in figures
 
 
 def gradient_norm(results: Runs, item: str = "") -> Figure:
@@ -27,14 +28,15 @@ def gradient_norm(results: Runs, item: str = "") -> Figure:
 
 def information(results: Runs, item: str = "") -> Figure:
     """IIW over epochs, each estimator in a panel of its own."""
-    panels = {"IIW, PIB's formula": IIW, "IIW, PIB's code": "iiw_code"}
-    return side_by_side(results, panels, grows("IIW", IIW, results), item)
+    panels = {FORMULA: IIW, "IIW, PIB's code": "iiw_code"}
+    return side_by_side(results, panels, grows("IIW by PIB's formula", IIW, results), item)
 
 
 def label_rules(results: Runs, item: str = "") -> Figure:
     """Robust test accuracy and gradient norm over epochs."""
-    panels = {"Robust test accuracy (%)": "test_robust", "Gradient norm": NORM}
-    return side_by_side(results, panels, plots.losses(results), item)
+    panels = {"Test accuracy, PGD-10 (%)": "test_robust", "Gradient norm": NORM}
+    figure = side_by_side(results, panels, plots.losses(results), item)
+    return entitle(figure, figure.get_suptitle(), f"{small(results, item)} Headline: PGD-20, all test images.")
 
 
 def remaining(results: Runs, item: str = "") -> Figure:
@@ -50,7 +52,7 @@ def remaining(results: Runs, item: str = "") -> Figure:
 def information_of_rules(results: Runs, item: str = "") -> Figure:
     """IIW over epochs; and at the last one, beside the robust accuracy lost after the best: each seed, and the mean."""
     figure, (axes,) = grid(1, 2, 3.3)
-    label_ends(axes[0], panel(axes[0], results, "IIW", IIW))
+    label_ends(axes[0], panel(axes[0], results, FORMULA, IIW))
     means = {}
     for label, runs in results.items():
         points = [(run.drop("pgd_20"), run.curve[-1][IIW]) for run in runs]
@@ -62,7 +64,7 @@ def information_of_rules(results: Runs, item: str = "") -> Figure:
             label, means[label], xytext=(7, 4), textcoords="offset points", fontsize=7.5, color=ink(colour)
         )
     axes[1].set(xlabel="Robust accuracy lost (points)", yscale="log", ylim=axes[0].get_ylim())
-    axes[1].set_ylabel("IIW at the last epoch")
+    axes[1].set_ylabel(f"{FORMULA}, last epoch")
     (first, (_, usual)), most = next(iter(means.items())), max(means, key=lambda label: means[label][1])
     message = f"{most} ends with {means[most][1] / usual:.1f} times the IIW of {first} and loses"
     message += f" {means[most][0]:.1f} points of robust accuracy, {first} {means[first][0]:.1f}"
@@ -136,7 +138,7 @@ def table(runs: dict[str, list[Result]]) -> pd.DataFrame:
     columns = {  # name -> column of the curve, factor, decimals
         "gap (points)": ("train_robust - test_robust", 1, 1),
         "gradient norm": (NORM, 1, 2),
-        "IIW": (IIW, 1, 0),
+        "IIW, formula": (IIW, 1, 0),
         f"IIW, code x 1,000 ({math.ceil(images / run.config.batch_size)} batches)": ("iiw_code", 1000, 1),
     }
     rows = []
@@ -170,14 +172,16 @@ def claims(hard: list[Result], others: dict[str, list[Result]]) -> list[Claim]:
         both = paired(hard, refined)
         growth = [log_growth(h) - log_growth(r) for h, r in both]
         text = f"the gradient norm of {title} grows more after the first drop of the learning rate than that of {name}"
-        found.append(judged("norm_grows", text, "log ratio, last epoch", growth, unit="", reason=why))
+        of = f"log of the ratio of growths, {title} to {name}"
+        found.append(judged("norm_grows", text, of, growth, unit="", reason=why))
         for id, what, column in (
             ("smaller_norm", "a smaller gradient norm", "batch_gradient_norm_hard"),
             ("less_information", "less information in its weights", "iiw_paper"),
         ):
             less = [math.log(h.curve[-1][column] / r.curve[-1][column]) for h, r in both]
             text = f"{name} ends with {what} than {title}"
-            found.append(judged(id, text, "log ratio, last epoch", less, unit="", reason=why))
+            of = f"log of the ratio, {title} to {name}, last epoch"
+            found.append(judged(id, text, of, less, unit="", reason=why))
     rules = [hard, *others.values()]
     seeds = set.intersection(*({run.config.seed for run in those} for those in rules))
     if len(rules) > 2 and seeds:

@@ -56,7 +56,8 @@ def gap_claims(hard: list[Result], refined: list[Result], columns: Iterable[str]
             h, r = (per_image(run, "diff", c) for run in pair)
             gaps.append(h * h.mean().sign() - r * r.mean().sign())
         text = f"{b} has a smaller gap between best and last epoch than {a}"
-        found.append(judged("transfer_gap", text, column_title(c), points(gaps), reason=at_chance(hard, refined)))
+        of = f"{column_title(c)}, |best - last|"
+        found.append(judged("transfer_gap", text, of, points(gaps), reason=at_chance(hard, refined)))
     return found
 
 
@@ -70,7 +71,7 @@ def masking_claims(runs: list[Result], columns: Iterable[str]) -> list[Claim]:
     for c in columns:
         for when, word in (("best", "best"), ("final", "last")):
             more = [per_image(run, when, c) - per_image(run, when, c.split(" ")[0]) for run in runs]
-            text = f"{title} withstands it more often than the same in the white box"
+            text = f"{title} withstands an attack made on another network more often than one made on itself"
             found.append(judged("no_masking", text, f"{column_title(c)}, {word} epoch", points(more), reason=why))
     return found
 
@@ -102,6 +103,11 @@ def gain(ones: list[Result], others: list[Result], column: str, checkpoint: str 
     """Image by image, in points, one minus other, for each seed that both have."""
     pairs = paired(ones, others)
     return points([per_image(one, checkpoint, column) - per_image(other, checkpoint, column) for one, other in pairs])
+
+
+def bars(runs: list[Result]) -> str:
+    """What the intervals of a figure of such runs are."""
+    return f"95 % intervals over {'seeds and images' if len(runs) > 1 else 'images'}"
 
 
 def points(values: list[Tensor]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import math
 from functools import partial
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,21 +47,21 @@ class Check(NamedTuple):
 amended, ours = (partial(Check, whose=whose) for whose in (AMENDED, OURS))
 
 
-def table(checks: list[Check]) -> str:
-    """A line for each check: item, whose it is, residual as printed, residual as corrected, whether it holds."""
+def table(checks: list[Check]) -> pd.DataFrame:
+    """A row for each check: item, whose it is, residual as printed, residual as corrected, whether it holds."""
+    columns = ["item", "whose", "as printed", "as corrected", "holds?"]
     rows = [(c.item, c.whose, shown(c.printed), shown(c.corrected), c.verdict.partition(":")[0]) for c in checks]
-    lines, width = [("item", "whose", "as printed", "as corrected", "holds?"), *rows], max(len(row[0]) for row in rows)
-    return "\n".join(f"{item:<{width}}  {whose:<7}  {a:>10}  {b:>12}  {holds}" for item, whose, a, b, holds in lines)
+    return pd.DataFrame(rows, columns=columns)
 
 
-def status(checks: list[tuple[Check, str]]) -> str:
-    """Every check's verdict and what it was put to, listed and counted apart by whose statement it is."""
-    width, blocks = max(len(c.item) for c, _ in checks), []
+def status(checks: list[tuple[Check, str]]) -> dict[str, pd.DataFrame]:
+    """Every check's verdict and what it was put to, apart by whose statement it is: title with the counts -> rows."""
+    found = {}
     for whose, title in WHOSE.items():
         mine = [(c, n) for c, n in checks if c.whose == whose]
-        rows = [f"{c.item:<{width}}  {n:<13}  {c.verdict}" for c, n in mine]
-        blocks.append("\n".join([f"{title}: {count([c for c, _ in mine])}", *rows]))
-    return "\n\n".join(blocks)
+        rows = [(c.item, n, c.verdict) for c, n in mine]
+        found[f"{title}: {count([c for c, _ in mine])}"] = pd.DataFrame(rows, columns=["item", "put to", "verdict"])
+    return found
 
 
 def count(checks: list[Check]) -> str:
