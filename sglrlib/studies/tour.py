@@ -198,7 +198,8 @@ def still(record: pd.DataFrame, config: RunConfig) -> Figure:
         axis.axvline(config.first_refined, color="0.5", lw=0.9, ls=":")
     axes[0, 0].set_ylabel("Weight in the target y")
     axes[0, 0].legend(frameon=False, fontsize=7)
-    small = f"Equation 1: {of(config)}. In JupyterLab and on the site sliders move this. Dotted: refinement begins."
+    small = f"Equation 1: {of(config)}. In JupyterLab and on the site sliders move this."
+    small += " Dotted upright: refinement begins."
     return entitle(figure, f"Targets at r = {r:g}, α = {alpha:g}, λ = {lam:g}", small)
 
 
