@@ -18,7 +18,7 @@ def execute(path, **parameters) -> str:
     does.
     """
 
-    def display(shown: object, raw: bool = False) -> None:
+    def display(shown: object, raw: bool = False, **_) -> None:
         print(shown["text/plain"] if raw else shown)
 
     with patch.object(HistoryManager, "enabled", False):

@@ -133,7 +133,7 @@ def mark_chance(axis, config: RunConfig) -> None:
     guess = 100 / DATASETS[config.dataset].classes
     low, high = axis.get_ylim()
     if low < 2 * guess:
-        axis.set_ylim(min(low, 0.8 * guess), high)
+        axis.set_ylim(min(low, 0.8 * guess), max(high, 2 * guess))
         axis.axhline(guess, color="0.5", lw=0.8, ls=(0, (1, 2)), zorder=0)
         place = dict(xycoords=("axes fraction", "data"), ha="right", va="bottom")
         axis.annotate("chance", (0.99, guess), fontsize=7, color="0.3", **place)
