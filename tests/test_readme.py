@@ -158,6 +158,22 @@ def test_the_python_of_the_readme_is_understood(tidy, tmp_path, monkeypatch):
     assert len(blocks) == 2 and "bootstrap" in LABELS
 
 
+def test_a_result_is_read_without_this_library_as_the_docs_say(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "result-files.md").read_text(), re.DOTALL)
+    exec(block, {})
+    run = registry.committed(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_20")[0]
+    assert f"{run.accuracy('last', 'pgd_20'):.1f} % of {run.n('pgd_20')} images" in capsys.readouterr().out
+
+
+def test_every_paper_that_a_notebook_links_is_among_the_references():
+    cited = {
+        number for path in readme.NOTEBOOKS for number in re.findall(r"arxiv\.org/abs/([\d.]+\d)", path.read_text())
+    }
+    listed = set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", (ROOT / "docs" / "references.md").read_text()))
+    assert cited <= listed, cited - listed
+
+
 def test_every_notebook_is_in_the_table():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"](notebooks/{notebook.name})" in README

@@ -267,7 +267,7 @@ def show_figure(figure: Figure, name: str, committed: str = "") -> None:
         _drawn[committed] = figure
         return
     if not committed:
-        figure.suptitle(f"Live run: {figure.get_suptitle()}")
+        style.entitle(figure, f"Live run: {' '.join(figure.get_suptitle().split())}")
     where = style.save(figure, name)
     show_picture(figure)
     print(where)
