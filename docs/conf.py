@@ -80,7 +80,7 @@ def adapted(app, docname: str, source: list[str]) -> None:
 def toctrees(pages: list[str]) -> str:
     """The pages, for the sidebar."""
     notebooks = [page for page in pages if page.startswith("notebooks/")]
-    first = ["docs/claims", "docs/gallery", "docs/results"]
+    first = ["docs/claims", "docs/items", "docs/gallery", "docs/results"]
     more = [page for page in pages if page not in notebooks + first]
     made = ""
     for caption, those in (("What came out", first), ("Notebooks", notebooks), ("More", more)):

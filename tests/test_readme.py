@@ -20,6 +20,7 @@ from sglrlib.studies import readme, registry
 from sglrlib.studies.registry import committed
 
 README, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
+ITEMS = (ROOT / "docs" / "items.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
@@ -176,11 +177,11 @@ def test_every_paper_that_a_notebook_links_is_among_the_references():
 
 def test_every_notebook_is_in_the_table():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        assert f"](notebooks/{notebook.name})" in README
+        assert f"](../notebooks/{notebook.name})" in ITEMS
 
 
 def test_every_item_has_a_notebook_and_a_figure():
-    lines = README.split("## What is reproduced")[1].split("##")[0].splitlines()
+    lines = ITEMS.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     assert len(rows) >= 19
     for item, notebook, figure in rows:
@@ -198,5 +199,5 @@ def test_every_item_has_a_notebook_and_a_figure():
 def test_every_figure_is_there_as_a_picture_and_for_print():
     pictures = {path.stem for path in (ROOT / "figures").glob("*.png")}
     assert pictures == {path.stem for path in (ROOT / "figures").glob("*.pdf")} and len(pictures) > 20
-    shown = set(re.findall(r"figures/(\w+)\.png", README))
+    shown = set(re.findall(r"figures/(\w+)\.png", ITEMS))
     assert shown <= pictures and len(pictures - shown) <= 4, pictures - shown

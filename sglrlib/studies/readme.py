@@ -9,7 +9,7 @@ from statistics import fmean
 from sglrlib.paths import ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.show import style
-from sglrlib.show.tables import overview, paper_value
+from sglrlib.show.tables import CHECKPOINTS, overview, paper_value
 from sglrlib.store.results import Result
 from sglrlib.studies import registry
 
@@ -47,7 +47,7 @@ def head(path: Path) -> str:
     at = NOTEBOOKS.index(path)
     links = [f"← [{other.stem}]({other.name})" for other in NOTEBOOKS[:at][-1:]]
     links += [f"→ [{other.stem}]({other.name})" for other in NOTEBOOKS[at + 1 :][:1]]
-    way = " · ".join([*links, "[all notebooks](../README.md#what-is-reproduced)"])
+    way = " · ".join([*links, "[all notebooks](../docs/items.md)"])
     return "\n\n".join(filter(None, [registry.came_out(path.stem[:2]), way]))
 
 
@@ -58,27 +58,44 @@ def place(name: str) -> str:
 
 def parts() -> dict[str, str]:
     """Name -> Markdown."""
-    made = {"beside the paper": beside_paper(), "claims": registry.summary(), "theory": theory()}
+    made = {"beside the paper": beside_paper(), "in short": in_short(), "claims": registry.summary()}
+    made["theory"] = theory()
     for (dataset, scale), title in registry.SCALES.items():
         made[title] = main_table(dataset, scale)
     return made
 
 
 def beside_paper() -> str:
-    """PGD-20 at the best and the last epoch, the paper's and ours, in two sentences."""
+    """PGD-AT with and without refinement, the paper's accuracies and ours: a table in Markdown."""
     rows = ("PGD-AT", "PGD-AT+SGLR")
     runs = registry.best(rows, "pgd_20")
-    paper = {row: [paper_value(row, "pgd_20", when, dataset="cifar10") for when in ("best", "final")] for row in rows}
-    ours = {
-        row: [fmean(run.accuracy(when, "pgd_20") for run in those) for when in ("best", "last")]
-        for row, those in runs.items()
-    }
-    said = [" and ".join(f"from {a:.1f} to {b:.1f} % with {row}" for row, (a, b) in of.items()) for of in (paper, ours)]
     run, seeds = runs["PGD-AT"][0], len(runs["PGD-AT"])
-    here = f"{style.named(run.config.dataset)}, {style.named(run.config.arch)}, {run.sizes['train']:,} training images"
-    return (
-        f"From the best to the last epoch robust accuracy under PGD-20 goes {said[0]} in the paper (CIFAR-10, "
-        f"ResNet-18), and {said[1]} here ({here}, {seeds} seeds)."
+    here = f"{style.named(run.config.arch)}, {run.sizes['train']:,} training images, {seeds} seeds"
+
+    def printed(row: str, column: str, when: str) -> str:
+        return f"{paper_value(row, column, when, dataset='cifar10'):.1f}"
+
+    def ours(row: str, column: str, when: str) -> str:
+        return f"{fmean(each.accuracy(CHECKPOINTS[when], column) for each in runs[row]):.1f}"
+
+    lines = [f"| {style.named(run.config.dataset)}, best → last epoch (%) | {' | '.join(rows)} |", "|---|---|---|"]
+    for column, name in (("pgd_20", "robust (PGD-20)"), ("natural", "natural")):
+        for whose, value in (("the paper, ResNet-18", printed), (f"here, {here}", ours)):
+            cells = [" → ".join(value(row, column, when) for when in ("best", "final")) for row in rows]
+            lines.append(f"| {name}: {whose} | {' | '.join(cells)} |")
+    of = f"Curves: {run.config.attacked_size} test images under PGD-{run.config.eval_steps}; headline and table: PGD-20"
+    return "\n".join([*lines, "", f"{of} on all {run.sizes['test']:,}. The best epoch is chosen on validation images."])
+
+
+def in_short() -> str:
+    """What holds of the main claims, notebooks 01 and 02, at the largest scale that has results, a list in Markdown."""
+    found = registry.kept()
+    found = found[found.id.isin(registry.known().query("notebook in ('01', '02')").index)]
+    title = next(scale for scale in reversed(registry.SCALES.values()) if (found.scale == scale).any())
+    here = found[found.scale == title]
+    said = [registry.said_so(word, here, brief=False) for word in registry.WORDS if (here.verdict == word).any()]
+    return "\n".join(
+        [f"On {title}, three seeds, effects with their 95 % intervals:", "", *(f"- {text}" for text in said)]
     )
 
 

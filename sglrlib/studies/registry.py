@@ -306,6 +306,14 @@ def of_notebook(number: str) -> pd.DataFrame:
     return table.set_index(["claim", "measured by", "scale"])
 
 
+LEGEND = (
+    "*Holds* or *does not hold*: three seeds or more, and the 95 % interval over seeds and test images lies above "
+    "or below zero. *Open*: zero is inside. *(Not) seen in this run*: fewer than three seeds. *Cannot be judged "
+    "here*: the scale cannot carry it. –: no result. *2 of 4*: of so many measurements of a claim (attacks, "
+    "epochs, noise rates)."
+)
+
+
 def summary() -> str:
     """The claims for README, a table in Markdown: the paper's words, and how often they hold at each scale that has
     results.
@@ -317,7 +325,7 @@ def summary() -> str:
         cells = [in_short(verdicts_on(name, scale, found)) or "–" for scale in scales]
         (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
         lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](notebooks/{path.name}) |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", LEGEND])
 
 
 def came_out(number: str) -> str:

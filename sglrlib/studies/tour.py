@@ -227,7 +227,8 @@ def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], con
     colours = [TRUE if k == true else GIVEN if k == given else "0.6" for k in heaviest]
     hatches = ["/////" if k == given else "" for k in heaviest]
     for axis, epoch in zip(row[1:], epochs, strict=True):
-        axis.bar(range(len(heaviest)), targets[epoch, sample, heaviest], color=colours, hatch=hatches, ec="white", lw=0)
+        weights = targets[epoch, sample, heaviest].tolist()
+        axis.bar(range(len(heaviest)), weights, color=colours, hatch=hatches, ec="white", lw=0)
         axis.set_xticks(range(len(heaviest)), [names[k] for k in heaviest], fontsize=6)
         axis.tick_params("x", length=0, pad=1, rotation=0 if len(names[0]) == 1 else 90)
         axis.set(ylim=(0, 1.02), yticks=[0, 0.5, 1], yticklabels=["0", "½", "1"] if axis is row[1] else [])
