@@ -97,7 +97,7 @@ def judge_claims(asked: argparse.Namespace) -> int:
     """Write the verdicts on the claims and the tables of README, and show the verdicts."""
     registry.VERDICTS.write_text(registry.text())
     readme.write()
-    print(registry.summary())
+    print(readme.summary())
     return 0
 
 

@@ -146,7 +146,7 @@ def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
         for of, word in (("PGD-20", "holds"), ("AutoAttack", "open"))
     ]
     pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
-    said = registry.came_out("01")
+    said = readme.came_out("01")
     assert "*Holds:* it is less (in 1 of 2 measurements, PGD-20: +1, 0 to 2)." in said
     assert "*Open:* it is less (in 1 of 2 measurements, AutoAttack: +1, 0 to 2)." in said
 
@@ -171,5 +171,5 @@ def test_one_kind_that_overfits_answers_no_question_about_others():
 
 def test_many_effects_are_said_by_their_range():
     rows = [{"effect (95 %)": f"{k:+.1f} points (0.0 to 9.0)", "measured by": f"rate {k}"} for k in (3, -1, 2, 5)]
-    assert registry.effects(pd.DataFrame(rows)) == "effects from -1.0 points to +5.0 points"
-    assert registry.effects(pd.DataFrame(rows[:1])) == "rate 3: +3.0 points, 0.0 to 9.0"
+    assert readme.effects(pd.DataFrame(rows)) == "effects from -1.0 points to +5.0 points"
+    assert readme.effects(pd.DataFrame(rows[:1])) == "rate 3: +3.0 points, 0.0 to 9.0"

@@ -284,20 +284,22 @@ def show_committed(figure: Figure, name: str) -> None:
 def show_interactive(chart: "altair.TopLevelMixin", still: Figure) -> None:
     """Show a chart that its reader can move: in JupyterLab, VS Code and on the site; elsewhere a still picture."""
     spec = chart.to_dict() | {"$schema": VEGA_LITE, "background": "white"}
-    drawn, said = io.BytesIO(), style.alternative_text(still)
-    still.savefig(drawn, dpi=200)
-    plt.close(still)
-    picture = base64.b64encode(drawn.getvalue()).decode()
+    said, picture = style.alternative_text(still), base64.b64encode(picture_of(still)).decode()
     shown = {"application/vnd.vegalite.v5+json": spec, "image/png": picture, "text/plain": said}
     display(shown, metadata={"image/png": dict(width=round(100 * style.WIDTH), alt=said)}, raw=True)
 
 
 def show_picture(figure: Figure) -> None:
-    """Show a figure in its own size at twice a screen's resolution."""
+    """Show a figure in its own size."""
+    display(Image(picture_of(figure), width=round(100 * style.WIDTH), alt=style.alternative_text(figure)))
+
+
+def picture_of(figure: Figure) -> bytes:
+    """A figure as PNG, at twice a screen's resolution; it is closed."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=200)
     plt.close(figure)
-    display(Image(drawn.getvalue(), width=round(100 * style.WIDTH), alt=style.alternative_text(figure)))
+    return drawn.getvalue()
 
 
 @dataclass

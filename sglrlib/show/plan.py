@@ -36,9 +36,14 @@ def asked_for(cells: list) -> list[runs.Wanted]:
     ]
     asking = [i for i, source in enumerate(sources, 1) if re.search(r"notebook\.gather\(", source)]
     with notebook.planning() as plan, redirect_stdout(io.StringIO()):
-        for source in sources[: max(asking, default=0)]:
-            plan.namespace["In"].append(source)
-            name = f"<cell {len(plan.namespace['In'])} of a notebook>"
-            linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # for doors.register()
-            exec(compile(source, name, "exec"), plan.namespace)
+        execute(sources[: max(asking, default=0)], plan.namespace)
     return plan.wanted
+
+
+def execute(sources: list[str], namespace: dict) -> None:
+    """Execute cells one after another in a plan's namespace."""
+    for source in sources:
+        namespace["In"].append(source)
+        name = f"<cell {len(namespace['In'])} of a notebook>"
+        linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # for doors.register()
+        exec(compile(source, name, "exec"), namespace)

@@ -40,7 +40,7 @@ NAMES = dict(
     symmetric="labels drawn anew", symmetric_wrong="labels moved to a wrong class", gaussian="Gaussian images",
     random_pixels="random pixels", shuffled_pixels="shuffled pixels", human_aggregate="people's labels, aggregate",
     human_worst="people's labels, worst", hard="hard labels", smooth="smoothed labels", ensemble="temporal ensembling",
-    self_guided="self-guided labels", r="r", alpha="α", lam="λ", refine_start="start",
+    self_guided="self-guided labels", alpha="α", lam="λ", refine_start="start",
 )  # fmt: skip
 WIDTH = 7.0  # inches, a page's
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
+
 from sglrlib.paths import ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.show import style
@@ -15,6 +17,15 @@ from sglrlib.studies import registry
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+WORDS = ("holds", "does not hold", "open", "cannot be judged here")
+LEGEND = (
+    "*Holds* or *does not hold*: three seeds or more, and the 95 % interval over seeds and test images lies above "
+    "or below zero. *Open*: zero is inside. *(Not) seen in this run*: fewer than three seeds. *Cannot be judged "
+    "here*: the scale cannot carry it. –: no result. *2 of 4*: of so many measurements of a claim (attacks, "
+    "epochs, noise rates)."
+)
 
 
 def write() -> None:
@@ -48,7 +59,7 @@ def head(path: Path) -> str:
     links = [f"← [{other.stem}]({other.name})" for other in NOTEBOOKS[:at][-1:]]
     links += [f"→ [{other.stem}]({other.name})" for other in NOTEBOOKS[at + 1 :][:1]]
     way = " · ".join([*links, "[all notebooks](../docs/items.md)"])
-    return "\n\n".join(filter(None, [registry.came_out(path.stem[:2]), way]))
+    return "\n\n".join(filter(None, [came_out(path.stem[:2]), way]))
 
 
 def place(name: str) -> str:
@@ -58,7 +69,7 @@ def place(name: str) -> str:
 
 def parts() -> dict[str, str]:
     """Name -> Markdown."""
-    made = {"beside the paper": beside_paper(), "in short": in_short(), "claims": registry.summary()}
+    made = {"beside the paper": beside_paper(), "in short": in_short(), "claims": summary()}
     made["theory"] = theory()
     for (dataset, scale), title in registry.SCALES.items():
         made[title] = main_table(dataset, scale)
@@ -93,10 +104,78 @@ def in_short() -> str:
     found = found[found.id.isin(registry.known().query("notebook in ('01', '02')").index)]
     title = next(scale for scale in reversed(registry.SCALES.values()) if (found.scale == scale).any())
     here = found[found.scale == title]
-    said = [registry.said_so(word, here, brief=False) for word in registry.WORDS if (here.verdict == word).any()]
+    said = [said_so(word, here, brief=False) for word in WORDS if (here.verdict == word).any()]
     return "\n".join(
         [f"On {title}, three seeds, effects with their 95 % intervals:", "", *(f"- {text}" for text in said)]
     )
+
+
+def summary() -> str:
+    """The claims for README, a table in Markdown: the paper's words, and how often they hold at each scale that has
+    results.
+    """
+    found = registry.kept()
+    scales = [scale for scale in registry.SCALES.values() if (found.scale == scale).any()]
+    lines = [f"| the paper's claim | {' | '.join(scales)} | notebook |", "|---" * (len(scales) + 2) + "|"]
+    for name, claim in registry.known().iterrows():
+        cells = [counted(verdicts_on(name, scale, found)) or "–" for scale in scales]
+        (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
+        lines.append(f"| {registry.quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](notebooks/{path.name}) |")
+    return "\n".join([*lines, "", LEGEND])
+
+
+def came_out(number: str) -> str:
+    """What the committed results say of a notebook's claims, in our words, at each scale that has results, the largest
+    first and with effects; '' for a notebook without claims.
+    """
+    found = registry.kept()
+    found = found[found.id.isin(registry.known().query("notebook == @number").index)]
+    scales = [scale for scale in reversed(registry.SCALES.values()) if (found.scale == scale).any()]
+    parts = []
+    for scale in scales:
+        here = found[found.scale == scale]
+        seeds = " or ".join(map(str, sorted(set(here.seeds))))
+        words = [word for word in WORDS if (here.verdict == word).any()] + sorted(set(here.verdict) - set(WORDS))
+        said = [said_so(word, here, brief=bool(parts)) for word in words]
+        start = "On" if parts else "**What came out** on"
+        parts.append(f"{start} {scale} (seeds: {seeds}). {' '.join(said)}")
+    return "\n\n".join([*parts, LEGEND] if parts else [])
+
+
+def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
+    """The claims of one verdict; with their effects, unless brief or where these are no evidence, and then why."""
+    mine = here[here.verdict == word]
+    each = []
+    for text, those in mine.groupby("claim", sort=False):
+        of = list(here.claim).count(text)
+        notes = [f"in {len(those)} of {of} measurements"] * (len(those) < of or (of > 3 and not brief))
+        notes += [effects(those)] * (not brief and word != WORDS[-1])
+        each.append(text + f" ({', '.join(notes)})" * bool(notes))
+    why = "; ".join(dict.fromkeys(mine.reason[mine.reason != ""]))
+    return f"*{word[0].upper()}{word[1:]}{f' ({why})' * bool(why)}:* {'; '.join(each)}."
+
+
+def effects(found: pd.DataFrame) -> str:
+    """The effects of verdicts on one claim: each with what it was measured by and its interval, of many the range."""
+    values = list(found["effect (95 %)"])
+    if len(values) > 3:
+        numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
+        return f"effects from {numbers[0]} to {numbers[-1]}"
+    each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]
+    return "; ".join(text.replace(" (", ", ").replace(")", "") for text in each)
+
+
+def verdicts_on(name: str, scale: str, found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of registry.kept() on a claim at a scale."""
+    return found[(found.id == name) & (found.scale == scale)]
+
+
+def counted(found: pd.DataFrame) -> str:
+    """Verdicts as 'holds', or 'holds 2 of 4, open 2 of 4'; '' where there are none."""
+    verdicts = list(found.verdict)
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return ", ".join(f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts))
 
 
 def theory() -> str:

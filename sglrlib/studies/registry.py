@@ -13,7 +13,7 @@ from torch import Tensor
 from sglrlib.config import RunConfig
 from sglrlib.method.data import HUMAN, noises_of
 from sglrlib.method.labels import LABELS
-from sglrlib.paths import CLAIMS, RESULTS, ROOT
+from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result, read
@@ -41,7 +41,6 @@ COLUMNS = [
 ]  # fmt: skip
 VERDICTS = RESULTS / "claims.csv"
 MOST_SEEDS = 10
-WORDS = ("holds", "does not hold", "open", "cannot be judged here")
 Row = Callable[..., list[Result]]  # a row's name and changes -> its committed results, one a seed
 
 
@@ -304,88 +303,6 @@ def of_notebook(number: str) -> pd.DataFrame:
         }
     )
     return table.set_index(["claim", "measured by", "scale"])
-
-
-LEGEND = (
-    "*Holds* or *does not hold*: three seeds or more, and the 95 % interval over seeds and test images lies above "
-    "or below zero. *Open*: zero is inside. *(Not) seen in this run*: fewer than three seeds. *Cannot be judged "
-    "here*: the scale cannot carry it. –: no result. *2 of 4*: of so many measurements of a claim (attacks, "
-    "epochs, noise rates)."
-)
-
-
-def summary() -> str:
-    """The claims for README, a table in Markdown: the paper's words, and how often they hold at each scale that has
-    results.
-    """
-    found = kept()
-    scales = [scale for scale in SCALES.values() if (found.scale == scale).any()]
-    lines = [f"| the paper's claim | {' | '.join(scales)} | notebook |", "|---" * (len(scales) + 2) + "|"]
-    for name, claim in known().iterrows():
-        cells = [in_short(verdicts_on(name, scale, found)) or "–" for scale in scales]
-        (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
-        lines.append(f"| {quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](notebooks/{path.name}) |")
-    return "\n".join([*lines, "", LEGEND])
-
-
-def came_out(number: str) -> str:
-    """What the committed results say of a notebook's claims, in our words, at each scale that has results, the largest
-    first and with effects; '' for a notebook without claims.
-    """
-    found = kept()
-    found = found[found.id.isin(known().query("notebook == @number").index)]
-    scales = [scale for scale in reversed(SCALES.values()) if (found.scale == scale).any()]
-    parts = []
-    for scale in scales:
-        here = found[found.scale == scale]
-        seeds = " or ".join(map(str, sorted(set(here.seeds))))
-        words = [word for word in WORDS if (here.verdict == word).any()] + sorted(set(here.verdict) - set(WORDS))
-        said = [said_so(word, here, brief=bool(parts)) for word in words]
-        start = "On" if parts else "**What came out** on"
-        parts.append(f"{start} {scale} (seeds: {seeds}). {' '.join(said)}")
-    return "\n\n".join([*parts, KEY] if parts else [])
-
-
-KEY = (
-    "*Holds* or *does not hold*: over three seeds or more and the test images the 95 % interval of the effect lies "
-    "above or below zero. *Open*: zero is inside. [More](../docs/tested.md#statistics)."
-)
-
-
-def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
-    """The claims of one verdict; with their effects, unless brief or where these are no evidence, and then why."""
-    mine = here[here.verdict == word]
-    each = []
-    for text, those in mine.groupby("claim", sort=False):
-        of = list(here.claim).count(text)
-        notes = [f"in {len(those)} of {of} measurements"] * (len(those) < of or (of > 3 and not brief))
-        notes += [effects(those)] * (not brief and word != WORDS[-1])
-        each.append(text + f" ({', '.join(notes)})" * bool(notes))
-    why = "; ".join(dict.fromkeys(mine.reason[mine.reason != ""]))
-    return f"*{word[0].upper()}{word[1:]}{f' ({why})' * bool(why)}:* {'; '.join(each)}."
-
-
-def effects(found: pd.DataFrame) -> str:
-    """The effects of verdicts on one claim: each with what it was measured by and its interval, of many the range."""
-    values = list(found["effect (95 %)"])
-    if len(values) > 3:
-        numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
-        return f"effects from {numbers[0]} to {numbers[-1]}"
-    each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]
-    return "; ".join(text.replace(" (", ", ").replace(")", "") for text in each)
-
-
-def verdicts_on(name: str, scale: str, found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of kept() on a claim at a scale."""
-    return found[(found.id == name) & (found.scale == scale)]
-
-
-def in_short(found: pd.DataFrame) -> str:
-    """Verdicts as 'holds', or 'holds 2 of 4, open 2 of 4'; '' where there are none."""
-    verdicts = list(found.verdict)
-    if len(set(verdicts)) == 1:
-        return verdicts[0]
-    return ", ".join(f"{word} {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts))
 
 
 def quoted(claim: pd.Series) -> str:
