@@ -17,6 +17,7 @@ from sglrlib.show.tables import (
     paper_gaps,
     paper_value,
     slips,
+    with_best,
 )
 from sglrlib.store.results import Result
 from sglrlib.studies.refinement import claims, gap_claims, masking_claims
@@ -182,3 +183,22 @@ def test_a_network_at_chance_level_is_said_to_be(store, small):
     said = []
     run(small(lr=100.0, epochs=1), (), say=said.append)
     assert said[-1] == "at chance level: PGD-AT+SGLR seed 0, so nothing can be concluded from it"
+
+
+def test_the_best_of_ours_and_of_the_papers_is_marked_but_no_natural_difference():
+    columns = pd.MultiIndex.from_product([["Natural, 9 images", "PGD-20, 9 images"], ["Best", "Diff"]])
+    rows = pd.MultiIndex.from_product([["A", "B"], ["ours, seeds: 3", "95 %", "paper"]], names=["method", ""])
+    of_a, of_b = ["50.0 ± 1.0", "-2.0", "30.0 ± 1.0", "5.0"], ["40.0 ± 1.0", "1.0", "31.0 ± 1.0", "-0.5"]
+    cells = [
+        of_a,
+        ["0 to 99"] * 4,
+        ["80.7", "–", "50.7*", "9.3*"],
+        of_b,
+        ["0 to 99"] * 4,
+        ["82.9", "–", "56.4*", "0.5*"],
+    ]
+    marked = with_best(pd.DataFrame(cells, index=rows, columns=columns))
+    assert [*marked.iloc[0]] == ["**50.0 ± 1.0**", "-2.0", "30.0 ± 1.0", "5.0"]
+    assert [*marked.iloc[3]] == ["40.0 ± 1.0", "1.0", "**31.0 ± 1.0**", "**-0.5**"]
+    assert [*marked.iloc[5]] == ["**82.9**", "–", "**56.4***", "**0.5***"]
+    assert [*marked.iloc[1]] == ["0 to 99"] * 4
