@@ -143,15 +143,17 @@ def try_labels(rule: type[Hard], name: str) -> None:
         raise UsageError(f"title = {rule.title!r}: expected one of its own, such as '+Boot'.")
     check_options(rule, ["y", "classes"])
     y, index = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([4, 0, 2])
-    labels = rule(y, 3)
+    labels, (model, *_) = rule(y, 3), tiny()
+    labels.follow(model)
     for epoch in (1, 2):  # before refinement and after it has begun
         labels.start_epoch(epoch, 2, 2)
         logits, adv, clean = (torch.randn(3, 3, requires_grad=True) for _ in range(3))
         same(labels.target(index, adv, clean if labels.needs_clean else None), torch.zeros(3, 3), "target()")
-        penalty = labels.penalty(index, clean.detach)
+        penalty = labels.penalty(index, lambda model=model, clean=clean: clean.detach())
         loss = labels(logits, adv, clean.detach(), index, penalty)
         scalar_with_gradient(loss, logits)
         labels.update()
+        labels.follow(model)
 
 
 def try_method(method: type[Method], name: str) -> None:

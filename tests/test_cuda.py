@@ -66,7 +66,11 @@ def epochs_of(step, take, data, epochs):
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(labels="ensemble"), dict(method="trades"), dict(awp=0.01)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [dict(), dict(labels="ensemble"), dict(labels="rectified"), dict(method="trades"), dict(awp=0.01)],
+    ids=str,
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "amp"])
 def test_a_captured_step_loses_what_the_step_loses(small, changes, precision):
     config = small(arch=ARCH, batch_size=16, epochs=8, refine_start=0.5, lr=0.01, precision=precision, **changes)

@@ -219,7 +219,7 @@ def trained(config, folder):
     return checkpoint.load(folder / "last.pt")
 
 
-@pytest.mark.parametrize("labels", ["self_guided", "ensemble"])
+@pytest.mark.parametrize("labels", ["self_guided", "ensemble", "rectified"])
 @pytest.mark.parametrize("method", ["pgd_at", "trades"])
 def test_a_run_ends_bit_for_bit_the_same_with_and_without_diagnostics(small, tmp_path, monkeypatch, labels, method):
     def added(s):
@@ -310,6 +310,7 @@ def test_without_batchnorm_one_batch_has_one_gradient_in_both_modes(small, tmp_p
 def test_in_eval_mode_the_own_loss_moves_no_statistics(method, labels):
     model, *teachers = (build_model("bn_cnn4", 4, (1, 8, 8), seed=seed).eval() for seed in range(3))
     before, rule, x = copy.deepcopy(model.state_dict()), LABELS[labels](Y, 4), torch.rand(12, 1, 8, 8)
+    rule.follow(model)
     rule.start_epoch(2, 1, 4)
     own_loss(method, rule, "train", teachers[: len(method.teachers)], model, x, x.flip(3), torch.arange(12))
     assert not any(module.training for module in model.modules())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sglrlib.checks import UsageError
-from sglrlib.method.labels import LABELS, VARIANTS, Ensemble, Hard, SelfGuided, Smooth
+from sglrlib.method.labels import LABELS, VARIANTS, Ensemble, Hard, Rectified, SelfGuided, Smooth
 
 Y = torch.tensor([1, 0])  # the sample under test is number 1, with label 0
 ONE = torch.tensor([1])
@@ -126,6 +126,7 @@ def test_every_rule_gives_a_float_target_a_sample(name):
         (Smooth, dict(form="other"), "Did you mean 'others'"),
         (Ensemble, dict(alpha=1.0), "alpha = 1.0 keeps the average at zero"),
         (Ensemble, dict(te_weight=-1), "te_weight = -1 is out of range"),
+        (Rectified, dict(tau_last=0), "tau_last = 0 is out of range"),
     ],
 )
 def test_options_out_of_range(rule, wrong, said):
@@ -152,3 +153,35 @@ def test_temporal_ensembling_by_hand():
         loss = rule(logits, None, None, ONE, penalty)
         assert loss.item() == pytest.approx(expected - math.log(0.9), rel=1e-5)
     assert rule.p[0].tolist() == [0.0, 0.0]  # the other sample
+
+
+def test_annealing_self_distillation_by_hand():
+    """Two samples with label 0, one that the teacher gets right and one that it gets wrong."""
+    rule = Rectified(torch.zeros(2, dtype=torch.long), 2)
+    for epoch, tau, mix in ((1, 2.5, 0.7), (21, 2.25, 0.825), (40, 2.000771, 0.949615)):  # cos(39/40 pi) = -0.996917
+        rule.start_epoch(epoch, 36, 40)
+        assert rule.now.tolist() == pytest.approx([tau, mix], abs=1e-6)
+    # At tau 2.25, mix .825: q = (.6, .4) gives w = .825, y = .825 q + .175 (1, 0) = (.67, .33);
+    # q = (.3, .7) gives w = .825 - .4 = .425, y = (.7025, .2975): the label keeps the most
+    rule.start_epoch(21, 36, 40)
+    taught = 2.25 * torch.tensor([[0.6, 0.4], [0.3, 0.7]]).log()
+    logits = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
+    penalty = rule.penalty(torch.arange(2), lambda model: taught)
+    expected = [-0.67 * math.log(0.9) - 0.33 * math.log(0.1), -0.7025 * math.log(0.2) - 0.2975 * math.log(0.8)]
+    hard = -logits[:, 0]
+    assert (hard + penalty(logits)).tolist() == pytest.approx(expected, rel=1e-5)
+    assert rule(logits, None, None, torch.arange(2), penalty).item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_the_teacher_is_the_moving_average_of_weights_and_statistics():
+    model = torch.nn.BatchNorm1d(1)
+    rule = Rectified(Y, 2, ema_decay=0.9)
+    rule.follow(model)
+    torch.nn.init.constant_(model.weight, 2.0)
+    model.running_mean.fill_(10.0)
+    for _ in range(2):
+        rule.follow(model)
+    assert rule.teacher.weight.item() == pytest.approx(0.81 * 1 + 0.19 * 2)
+    assert rule.teacher.running_mean.item() == pytest.approx(1.9)
+    assert not rule.teacher.training and not any(p.requires_grad for p in rule.teacher.parameters())
+    assert "teacher.running_mean" in rule.state_dict()  # so it survives a resume

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from functools import partial
+from importlib.metadata import metadata
 from statistics import fmean
 
 import pytest
@@ -201,3 +202,18 @@ def test_every_figure_is_there_as_a_picture_and_for_print():
     assert pictures == {path.stem for path in (ROOT / "figures").glob("*.pdf")} and len(pictures) > 20
     shown = set(re.findall(r"figures/(\w+)\.png", ITEMS))
     assert shown <= pictures and len(pictures - shown) <= 4, pictures - shown
+
+
+def test_the_licence_of_everything_that_is_installed_is_listed():
+    page = (ROOT / "docs" / "licences.md").read_text()
+    rows = re.findall(r"^\| (\S+).*? \| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    listed = {name: licence for licence, n, names in rows for name in names.split(", ")}
+    assert [int(n) for _, n, _ in rows] == [len(names.split(", ")) for *_, names in rows]
+    pinned = re.findall(r"^[\w.-]+(?===)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert listed.keys() == set(pinned)
+    for name, licence in listed.items():
+        found = metadata(name)
+        said = [found.get("License-Expression"), found.get("License"), *(found.get_all("Classifier") or [])]
+        short = licence.split("-")[0]
+        words = rf"\b{short}|" + dict(MPL="Mozilla", PSF="Python Software").get(short, short)
+        assert re.search(words, " ".join(filter(None, said))), (name, licence)

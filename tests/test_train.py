@@ -299,6 +299,10 @@ def test_any_run_is_one_line_away_from_other_tools(small, store):
         with safe_open(path, "pt") as file:
             header, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
         assert header["which"] == which
+        info = json.loads(path.with_suffix(".json").read_text())
+        assert (info["architecture"], info["eps"], info["normalisation"]) == ("wrn10_1", "26/255", None)
+        assert info["clean_acc"] == f"{stored(config).accuracy(which, 'natural'):.2f}" and info["reported"] is None
+        assert info["images"] == dict(clean_acc=stored(config).sizes["test"])
         rebuilt = run_model(make_config(**json.loads(header["config"]))).eval()
         rebuilt.load_state_dict(state)
         assert torch.equal(rebuilt(x), model(x))

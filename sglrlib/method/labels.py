@@ -1,5 +1,6 @@
 """Label rules: what a sample's logits are held against. Each owns its per-sample state, indexed by the sample."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -16,8 +17,9 @@ class Hard(nn.Module):
     """The assigned label as it is, one-hot; the rule that the others refine.
 
     A rule is built from the training labels y (n,). Its options are the keyword arguments; what must survive a resume
-    is a buffer. Options out of range raise UsageError. In each epoch start_epoch comes first; in each step, in this
-    order: penalty, the loss itself (once or several times, for it changes nothing), update.
+    is a buffer. Options out of range raise UsageError. follow comes before the first step. In each epoch start_epoch
+    comes first; in each step, in this order: penalty, the loss itself (once or several times, for it changes nothing),
+    update and, after the weights' own, follow.
     """
 
     title = ""  # what the paper's tables add to the method's name
@@ -30,14 +32,18 @@ class Hard(nn.Module):
         self.refining = False
         self.register_buffer("y", y, persistent=False)
 
+    def follow(self, model: nn.Module) -> None:
+        """Look at the network that is trained: before the first step, and after each."""
+
     def start_epoch(self, epoch: int, first_refined: int, epochs: int) -> None:
         """Say which epoch of how many begins, counted from 1, and which is the first with refinement."""
         self.refining = self.starts and epoch >= first_refined
 
-    def penalty(self, index: Tensor, predict: Callable[[], Tensor]) -> Penalty | None:
+    def penalty(self, index: Tensor, predict: Callable[..., Tensor]) -> Penalty | None:
         """A term that the training attack maximises and the loss minimises beside cross-entropy, or None.
 
-        predict gives the logits (B, K) of the clean images with the network in eval mode.
+        predict() gives the logits (B, K) of the clean images with the network in eval mode, predict(model=other) those
+        of another one.
         """
         return None
 
@@ -157,7 +163,7 @@ class Ensemble(Hard):
         left = max(0, last - epoch) / max(1, last - first_refined)  # 1 - u
         self.weight.fill_(self.te_weight * math.exp(-5 * left**2))
 
-    def penalty(self, index: Tensor, predict: Callable[[], Tensor]) -> Penalty | None:
+    def penalty(self, index: Tensor, predict: Callable[..., Tensor]) -> Penalty | None:
         if not self.refining:
             return None
         with torch.no_grad():
@@ -166,7 +172,60 @@ class Ensemble(Hard):
         return lambda logits: self.weight * (logits.softmax(1) - guide).square().mean(1)
 
 
-LABELS: dict[str, type[Hard]] = {"hard": Hard, "smooth": Smooth, "self_guided": SelfGuided, "ensemble": Ensemble}
+class Rectified(Hard):
+    """Annealing self-distillation rectification (ADR; Wu et al. 2024, arXiv 2305.12118; yuyuwu5/ADR, src/adr.py):
+
+        y = w * q + (1 - w) * y_hard,  q = softmax(teacher(x) / tau),  w = clip(mix - (max q - q[label]), 0, 1)
+
+    on the clean images. The teacher is the moving average of the network's weights and statistics, taken after every
+    step, from the first one on. Along half a cosine tau goes from tau_first to tau_last and mix from mix_first to
+    mix_last; once an epoch here, once a step there. The values are theirs for CIFAR-10; for CIFAR-100 tau goes from 1.5
+    to 1. Attack and loss are made against y: the penalty is what its cross-entropy differs from the hard label's. Under
+    TRADES, whose attack knows no label there, that penalty is in the attack here.
+    """
+
+    title = "+ADR"
+
+    def __init__(
+        self, y: Tensor, classes: int, *, ema_decay: float = 0.995, tau_first: float = 2.5, tau_last: float = 2.0,
+        mix_first: float = 0.7, mix_last: float = 0.95,
+    ):  # fmt: skip
+        super().__init__(y, classes)
+        for name, value in (("ema_decay", ema_decay), ("mix_first", mix_first), ("mix_last", mix_last)):
+            within(name, value, 0, 1)
+        for name, value in (("tau_first", tau_first), ("tau_last", tau_last)):
+            within(name, value, 1e-3)
+        self.ema_decay, self.tau, self.mix = ema_decay, (tau_first, tau_last), (mix_first, mix_last)
+        self.register_buffer("now", torch.zeros(2), persistent=False)  # tau and mix: a tensor, for a graph to see
+        self.teacher = None
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        if self.teacher is None:
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        present = model.state_dict()
+        for name, mean in self.teacher.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(present[name], 1 - self.ema_decay)
+
+    def start_epoch(self, epoch: int, first_refined: int, epochs: int) -> None:
+        share = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+        for place, (first, last) in enumerate((self.tau, self.mix)):
+            self.now[place].fill_(last + share * (first - last))
+
+    def penalty(self, index: Tensor, predict: Callable[..., Tensor]) -> Penalty:
+        tau, mix = self.now
+        hard = self.hard(index)
+        with torch.no_grad():
+            q = (predict(model=self.teacher).float() / tau).softmax(1)
+            w = (mix - (q.amax(1, keepdim=True) - (q * hard).sum(1, keepdim=True))).clamp(0, 1)
+            moved = w * (q - hard)
+        return lambda logits: -(moved * logits.log_softmax(1)).sum(1)
+
+
+LABELS: dict[str, type[Hard]] = {
+    "hard": Hard, "smooth": Smooth, "self_guided": SelfGuided, "ensemble": Ensemble, "rectified": Rectified,
+}  # fmt: skip
 
 # The paper and the released code differ; each reading is a set of options (refine_start is a fraction of the epochs).
 # r is nowhere given: 0.8 is our choice. Algorithm 1 as printed trains on clean images against the average alone, so

@@ -20,6 +20,7 @@ COLOURS = {
     "PGD-AT": "#D1491B",
     "PGD-AT+LS": "#3FA7A0",
     "PGD-AT+TE": "#EBC14E",
+    "PGD-AT+ADR": "#6FB1E4",
     "PGD-AT+SGLR": "#0F4C8A",
     "AWP": "#C58BC2",
     "KD-AT": "#6B6B6B",
@@ -28,9 +29,9 @@ COLOURS = {
     "TRADES+SGLR": "#4A1C6B",
     "Standard": "#ADADAD",
 }
-MARKERS = dict(zip(COLOURS, "osD^vPXp*h", strict=True))
+MARKERS = dict(zip(COLOURS, "osD<^vPXp*h", strict=True))
 OTHER_COLOURS = ("#1B7F4B", "#B8860B", "#7A1F3D", "#2E6F9E", "#555555", "#000000")
-OTHER_MARKERS = "><dH8p"
+OTHER_MARKERS = ">Hd8p|"
 NAMES = dict(
     digits="8x8 digits", cifar10="CIFAR-10", cifar100="CIFAR-100",
     cnn16="a 3-layer CNN", bn_cnn16="a 3-layer CNN with BatchNorm", cnn24="a wider CNN", cnn32="a still wider CNN",
@@ -40,7 +41,7 @@ NAMES = dict(
     symmetric="labels drawn anew", symmetric_wrong="labels moved to a wrong class", gaussian="Gaussian images",
     random_pixels="random pixels", shuffled_pixels="shuffled pixels", human_aggregate="people's labels, aggregate",
     human_worst="people's labels, worst", hard="hard labels", smooth="smoothed labels", ensemble="temporal ensembling",
-    self_guided="self-guided labels", alpha="α", lam="λ", refine_start="start",
+    rectified="rectified labels", self_guided="self-guided labels", alpha="α", lam="λ", refine_start="start",
 )  # fmt: skip
 WIDTH = 7.0  # inches, a page's
 

@@ -79,14 +79,14 @@ def own_loss(
 ) -> Tensor:  # fmt: skip
     """The mean loss of a training step, of a model in whichever mode it is; labels are left as they are."""
     labels = copy.deepcopy(labels)
-    penalty = labels.penalty(index, partial(eval_logits, model, x))
+    penalty = labels.penalty(index, partial(eval_logits, x, model=model))
     criterion = partial(labels, index=index, penalty=penalty)
     clean_pass = clean_pass if model.training or clean_pass == "none" else "eval"
     return method.loss(model, x, x_adv, criterion, clean_pass, teachers)
 
 
 @torch.no_grad()
-def eval_logits(model: nn.Module, x: Tensor) -> Tensor:
+def eval_logits(x: Tensor, model: nn.Module) -> Tensor:
     """Logits (N, K) of a model in eval mode, whose own mode is restored."""
     with untouched(model):
         return model(x)

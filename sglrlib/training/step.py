@@ -46,7 +46,7 @@ class Step:
         """
         self.optimizer.zero_grad()  # before the attack: the last step's gradients would only take memory
         attacked = self.target.refresh()
-        penalty = self.labels.penalty(index, partial(eval_logits, attacked, x))
+        penalty = self.labels.penalty(index, partial(eval_logits, x, model=attacked))
         x_adv = self.attack(attacked, x, y, self.generator, penalty)
         criterion = partial(self.labels, index=index, penalty=penalty)
 
@@ -59,6 +59,7 @@ class Step:
             loss.backward()
             self.optimizer.step()
         self.labels.update()
+        self.labels.follow(self.model)
         return loss.detach()
 
 

@@ -91,6 +91,7 @@ def first_step(config: RunConfig, y: Tensor, *, speed: str = "fast", teachers: S
     layout = torch.contiguous_format if speed == "plain" else torch.channels_last
     model = run_model(config).to(y.device, memory_format=layout)
     labels = config.label_rule(y, DATASETS[config.dataset].classes).to(y.device)
+    labels.follow(model)
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=speed != "plain"
     )
