@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sglrlib.show import plots
-from sglrlib.show.style import colour_of, entitle, grid, ink, label_ends, marker_of, setting
+from sglrlib.show.style import colour_of, entitle, grid, label_ends, label_points, marker_of, setting
 from sglrlib.show.tables import mean_and_spread
 from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
@@ -60,15 +60,14 @@ def information_of_rules(results: Runs, item: str = "") -> Figure:
         axes[1].plot(*zip(*points, strict=True), marker, color=colour, ms=4, alpha=0.5, mew=0)
         means[label] = [statistics.fmean(values) for values in zip(*points, strict=True)]
         axes[1].plot(*means[label], marker, color=colour, ms=8, mec="white", mew=0.5)
-        axes[1].annotate(
-            label, means[label], xytext=(7, 4), textcoords="offset points", fontsize=7.5, color=ink(colour)
-        )
     axes[1].set(xlabel="Robust accuracy lost (points)", yscale="log", ylim=axes[0].get_ylim())
     axes[1].set_ylabel(f"{FORMULA}, last epoch")
     (first, (_, usual)), most = next(iter(means.items())), max(means, key=lambda label: means[label][1])
     message = f"{most} ends with {means[most][1] / usual:.1f} times the IIW of {first} and loses"
     message += f" {means[most][0]:.1f} points of robust accuracy, {first} {means[first][0]:.1f}"
-    return entitle(figure, message, small(results, item) + " Right: a small mark a seed, a large one their mean.")
+    entitle(figure, message, small(results, item) + " Right: a small mark a seed, a large one their mean.")
+    label_points(axes[1], {label: (mean, colour_of(label, results)) for label, mean in means.items()})
+    return figure
 
 
 def side_by_side(results: Runs, panels: dict[str, str], message: str, item: str) -> Figure:

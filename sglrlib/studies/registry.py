@@ -187,7 +187,7 @@ def schedules(row: Row) -> Iterator[Claim]:
 def label_rules(row: Row) -> Iterator[Claim]:
     """Notebook 07."""
     hard = row("PGD-AT", "pgd_20")
-    others = {name: row(name, "pgd_20") for name in ("PGD-AT+LS", "PGD-AT+TE", "PGD-AT+SGLR")}
+    others = {name: row(name, "pgd_20") for name in ("PGD-AT+LS", "PGD-AT+TE", "PGD-AT+ADR", "PGD-AT+SGLR")}
     others = {name: those for name, those in others.items() if those}
     yield from refinement.rival_claims(others)
     others = {name: recorded(those) for name, those in others.items() if recorded(those)}
