@@ -22,8 +22,9 @@ from sglrlib.method.models import build_model
 from sglrlib.paths import RESULTS
 from sglrlib.store.results import pack_shares, unpack_shares
 from sglrlib.training import runs
+from sglrlib.training.columns import transfer_column, transferred, with_confidence
 from sglrlib.training.networks import load_model
-from sglrlib.training.runs import Wanted, run, transferred, with_confidence
+from sglrlib.training.runs import Wanted, run
 from sglrlib.training.train import run_data
 
 SILENT = dict(say=lambda line: None)
@@ -219,7 +220,7 @@ def test_transfer_attacks_come_from_the_other_run(small, store):
     target = small(epochs=8, noise_rate=0.0, train_size=300)
     source = target.but(labels="hard", arch="cnn8", seed=1)
     result = runs.obtain(Wanted(target, transferred(target, source, ["pgd_5"])), **SILENT)
-    column = runs.transfer_column("pgd_5", source)
+    column = transfer_column("pgd_5", source)
     test = run_data(target).test
     x, y = test.x(), test.y
     attack = Transfer(PGD(target.eps_255 / 255, target.step_255 / 255, 5), load_model(source))

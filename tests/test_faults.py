@@ -34,7 +34,8 @@ from sglrlib.store import checkpoint, lease, log, results
 from sglrlib.store.checkpoint import Damaged, StoreError
 from sglrlib.store.results import CHECKPOINTS
 from sglrlib.training import jobs, networks, runs, status
-from sglrlib.training.runs import Wanted, attacked
+from sglrlib.training.columns import attacked
+from sglrlib.training.runs import Wanted
 from sglrlib.training.step import Step
 from sglrlib.training.train import Diverged, train
 
@@ -871,7 +872,8 @@ def test_two_processes_that_want_one_run_train_it_once(small, tmp_path, fault):
 KERNEL = """
 from sglrlib.recipes import recipe
 from sglrlib.show.notebook import Line, side_by_side
-from sglrlib.training.runs import Wanted, attacked
+from sglrlib.training.columns import attacked
+from sglrlib.training.runs import Wanted
 
 side_by_side([Wanted(config, attacked(config, ())) for config in (recipe(epochs=9999, seed=s) for s in (0, 1))], Line())
 """

@@ -13,7 +13,7 @@ from PIL import Image
 from sglrlib import paths
 from sglrlib.paths import ROOT
 from sglrlib.recipes import recipe
-from sglrlib.show import notebook, plots, style
+from sglrlib.show import page, plots, style
 from sglrlib.studies import gallery, registry
 
 # How dichromats see linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
@@ -108,17 +108,17 @@ def test_what_the_notebooks_draw_of_committed_results_is_what_is_committed(tmp_p
 
 def test_a_chart_is_drawn_by_jupyterlab_and_is_a_picture_elsewhere(monkeypatch):
     shown = []
-    monkeypatch.setattr(notebook, "display", lambda data, **how: shown.append((data, how)))
+    monkeypatch.setattr(page, "display", lambda data, **how: shown.append((data, how)))
     figure, _ = style.grid(1, 1, 2.0)
     chart = alt.Chart(alt.sequence(0, 3, as_="x")).mark_point().encode(x="x:Q")
-    notebook.show_interactive(chart, style.entitle(figure, "Three dots"))
+    page.show_interactive(chart, style.entitle(figure, "Three dots"))
     ((data, how),) = shown
     assert data["application/vnd.vegalite.v5+json"]["mark"]["type"] == "point"
     assert data["text/plain"] == how["metadata"]["image/png"]["alt"] == "Three dots."
 
 
 def test_tables_put_the_best_in_bold_and_numbers_on_the_right():
-    page = notebook.as_html(pd.DataFrame({"word": ["a < b", "**so**"], "number": ["1.0 ± 0.2", "–"]}))
-    assert "<b>so</b>" in page and "a &lt; b" in page and "col1" in page.split("text-align: right")[0]
-    right = [rule for rule in page.split("</style>")[0].split("}") if "text-align: right" in rule]
+    shown = page.as_html(pd.DataFrame({"word": ["a < b", "**so**"], "number": ["1.0 ± 0.2", "–"]}))
+    assert "<b>so</b>" in shown and "a &lt; b" in shown and "col1" in shown.split("text-align: right")[0]
+    right = [rule for rule in shown.split("</style>")[0].split("}") if "text-align: right" in rule]
     assert right and all("col1" in rule and "col0" not in rule for rule in right)

@@ -60,7 +60,7 @@ class Result:
 
     def confidence(self, which: str, attack: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of n test images, natural or under an attack: the highest probability of each and the probability of its
-        label, both (n,) float64, and whether the two are one, (n,) bool. runs.with_confidence() asks for them.
+        label, both (n,) float64, and whether the two are one, (n,) bool. columns.with_confidence() asks for them.
         """
         entry = self.evaluations[which][f"confidence {attack}"]
         return unpack_shares(entry["highest"]), unpack_shares(entry["labelled"]), unpack(entry["flags"])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from papermill.iorw import load_notebook_node
 
 from sglrlib.paths import ROOT
-from sglrlib.show import notebook, plan
+from sglrlib.show import notebook, page, plan
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -23,7 +23,7 @@ def drawn(paths: Iterable[Path] = NOTEBOOKS) -> Iterator[tuple[str, Figure]]:
     for path in paths:
         sources = [cell.source for cell in load_notebook_node(str(path)).cells if cell.cell_type == "code"]
         showing = [i for i, source in enumerate(sources, 1) if re.search(r"show_committed\(|committed=\"", source)]
-        with notebook.planning() as planned, notebook.drawing() as found, redirect_stdout(io.StringIO()):
+        with notebook.planning() as planned, page.drawing() as found, redirect_stdout(io.StringIO()):
             plan.execute(sources[: max(showing, default=0)], planned.namespace)
         for name, figure in found.items():
             yield name, figure

@@ -64,7 +64,7 @@ def gap_claims(hard: list[Result], refined: list[Result], columns: Iterable[str]
 def masking_claims(runs: list[Result], columns: Iterable[str]) -> list[Claim]:
     """Whether each checkpoint withstands black-box attacks more often than the white-box one of the same kind.
 
-    columns as of runs.transfer_column(). A network that only masked its gradients would not.
+    columns as of columns.transfer_column(). A network that only masked its gradients would not.
     """
     title, why = runs[0].config.title, at_chance(runs)
     found = []

@@ -15,6 +15,7 @@ from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
 from sglrlib.show.plots import mark_phases
 from sglrlib.show.style import entitle, grid, named, noise_in_words
+from sglrlib.show.verdicts import judged
 from sglrlib.training.step import Step
 
 CIFAR10 = "plane car bird cat deer dog frog horse ship truck".split()  # short, for axes
@@ -215,6 +216,23 @@ def claims(train: Split, targets: Tensor) -> list[tuple[str, Tensor, float]]:
         ("more than chance of the weight off wrong labels is on the true class", gained[wrong], chance),
         ("right labels keep the largest weight in their target", (last.argmax(1) == train.y)[~wrong].double(), 9 / 10),
     ]
+
+
+def shares(found: list[tuple[str, Tensor, float]]) -> str:
+    """What claims() found, in percent."""
+    return "\n".join(
+        f"{text}: {values.mean():.1%}, threshold {threshold:.1%} (n = {len(values)})"
+        for text, values, threshold in found
+    )
+
+
+def verdicts(found: list[tuple[str, Tensor, float]]) -> str:
+    """Whether each of claims() is seen in this run."""
+    return "\n".join(
+        f"{text}: {judged('', text, '', [100 * (values - threshold)]).word} (target at the last epoch, "
+        f"n = {len(values)} training images)"
+        for text, values, threshold in found
+    )
 
 
 def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], config: RunConfig) -> None:

@@ -28,6 +28,7 @@ from sglrlib.method.files import DataError
 from sglrlib.paths import RUNS
 from sglrlib.store import lease, log, results
 from sglrlib.training import runs
+from sglrlib.training.columns import attacked
 from sglrlib.training.train import run_data
 
 
@@ -120,7 +121,7 @@ def tasks(wanted: Iterable[runs.Wanted], threads: int = 0, parent: int = 0) -> l
     asked: dict[str, list[runs.Wanted]] = {}
     for each in wanted:
         for config in each.needs:
-            first = dataclasses.replace(each, config=config, columns=runs.attacked(config, ()))
+            first = dataclasses.replace(each, config=config, columns=attacked(config, ()))
             asked.setdefault(config.id, []).append(first)
         asked.setdefault(each.config.id, []).append(each)
     how = dict(threads=threads, parent=parent, visible=os.environ.get("CUDA_VISIBLE_DEVICES"), carried=doors.carried())
