@@ -226,12 +226,16 @@ def shares(found: list[tuple[str, Tensor, float]]) -> str:
     )
 
 
-def verdicts(found: list[tuple[str, Tensor, float]]) -> str:
-    """Whether each of claims() is seen in this run."""
+def verdicts(checks: dict[str, bool], batch: int, found: list[tuple[str, Tensor, float]]) -> str:
+    """Which checks, of a batch of so many images, are true, and whether each of claims() is seen in this run."""
+    lines = [f"{text}: {str(bool(holds)).lower()} (n = {batch} images, the batch)" for text, holds in checks.items()]
     return "\n".join(
-        f"{text}: {judged('', text, '', [100 * (values - threshold)]).word} (target at the last epoch, "
-        f"n = {len(values)} training images)"
-        for text, values, threshold in found
+        lines
+        + [
+            f"{text}: {judged('', text, '', [100 * (values - threshold)]).word} (target at the last epoch, "
+            f"n = {len(values)} training images)"
+            for text, values, threshold in found
+        ]
     )
 
 
