@@ -229,14 +229,10 @@ def shares(found: list[tuple[str, Tensor, float]]) -> str:
 def verdicts(checks: dict[str, bool], batch: int, found: list[tuple[str, Tensor, float]]) -> str:
     """Which checks, of a batch of so many images, are true, and whether each of claims() is seen in this run."""
     lines = [f"{text}: {str(bool(holds)).lower()} (n = {batch} images, the batch)" for text, holds in checks.items()]
-    return "\n".join(
-        lines
-        + [
-            f"{text}: {judged('', text, '', [100 * (values - threshold)]).word} (target at the last epoch, "
-            f"n = {len(values)} training images)"
-            for text, values, threshold in found
-        ]
-    )
+    for text, values, threshold in found:
+        word = judged("", text, "", [100 * (values - threshold)]).word
+        lines.append(f"{text}: {word} (target at the last epoch, n = {len(values)} training images)")
+    return "\n".join(lines)
 
 
 def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], config: RunConfig) -> None:
