@@ -64,7 +64,9 @@ RECIPES: dict[str, dict[str, dict]] = {
         ),
     },
 }  # fmt: skip
-RECIPES["cifar100"] = RECIPES["cifar10"]
+RECIPES["cifar100"] = {
+    scale: values | dict(tau_first=1.5, tau_last=1.0) for scale, values in RECIPES["cifar10"].items()
+}
 
 # Test images under AutoAttack, its parts and Square, at each scale; 0 for all.
 FEW_IMAGES = dict(mini=200, small=500, paper=0)
