@@ -180,7 +180,7 @@ class Rectified(Hard):
     on the clean images. The teacher is the moving average of the network's weights and statistics, taken after every
     step, from the first one on. Along half a cosine tau goes from tau_first to tau_last and mix from mix_first to
     mix_last; once an epoch here, once a step there. The values are theirs for CIFAR-10; CIFAR-100's recipe has theirs
-    for it. Attack and loss are made against y: the penalty is what its cross-entropy differs from the hard label's. Under
+    for it. Attack and loss are against y: the penalty is what its cross-entropy differs from the hard label's. Under
     TRADES, whose attack knows no label there, that penalty is in the attack here.
     """
 
