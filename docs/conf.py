@@ -6,6 +6,7 @@ which browsers draw by themselves; the charts of Altair come alive by a script t
 
 import html
 import json
+import os
 import re
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def adapted(app, docname: str, source: list[str]) -> None:
     elif docname == "docs/claims":
         source[0] += claims()
     elif docname.startswith("notebooks/"):
-        source[0] = with_charts(json.loads(source[0]))
+        source[0] = with_charts(with_links(json.loads(source[0]), docname))
+    elif docname == "docs/online":
+        source[0] = source[0].replace("OWNER/NAME", os.environ.get("GITHUB_REPOSITORY", "OWNER/NAME"))
 
 
 def toctrees(pages: list[str]) -> str:
@@ -114,6 +117,17 @@ def claims() -> str:
         }
     )
     return "\n\n" + table.to_html(index=False, border=0, table_id="verdicts") + "\n"
+
+
+def with_links(notebook: dict, page: str) -> dict:
+    """A notebook with links below its title that open it elsewhere: where GitHub builds the site and says for whom."""
+    if repository := os.environ.get("GITHUB_REPOSITORY"):
+        binder = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/{page}.ipynb"
+        colab = f"https://colab.research.google.com/github/{repository}/blob/HEAD/{page}.ipynb"
+        links = f"[Open in Binder]({binder}) · [Open in Colab]({colab}) ([put one cell first](../docs/online.md#colab))"
+        first = notebook["cells"][0]
+        first["source"] = "".join(first["source"]).replace("\n", f"\n\n{links}\n", 1)
+    return notebook
 
 
 def with_charts(notebook: dict) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,19 @@ def site(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_a_notebooks_page_opens_it_elsewhere_once_the_repository_is_known(monkeypatch):
+    page = "notebooks/00_tour"
+    text = (ROOT / f"{page}.ipynb").read_text()
+    conf = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    assert conf["with_links"](json.loads(text), page) == json.loads(text)
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/sglr")
+    title, _, links, *_ = conf["with_links"](json.loads(text), page)["cells"][0]["source"].splitlines()
+    assert title.startswith("# 00")
+    assert f"(https://mybinder.org/v2/gh/someone/sglr/HEAD?urlpath=lab/tree/{page}.ipynb)" in links
+    assert f"(https://colab.research.google.com/github/someone/sglr/blob/HEAD/{page}.ipynb)" in links
 
 
 class Links(HTMLParser):

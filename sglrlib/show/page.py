@@ -145,7 +145,9 @@ def show_interactive(chart: "altair.TopLevelMixin", still: Figure) -> None:
 
 def show_picture(figure: Figure) -> None:
     """Show a figure in its own size."""
-    display(Image(picture_of(figure), width=round(100 * style.WIDTH), alt=style.alternative_text(figure)))
+    picture = Image(picture_of(figure), width=round(100 * style.WIDTH))
+    picture.alt = style.alternative_text(figure)  # no argument in IPython 7, which Colab has
+    display(picture)
 
 
 def picture_of(figure: Figure) -> bytes:
