@@ -67,10 +67,10 @@ DAYS_ON_A_CPU = 10e15  # FLOP: 40 hours of a core that does 70 GFLOP/s
 class Wanted:
     """What somebody wants of a run: columns of its result, each with what builds its attack (None: no attack).
 
-    images: how many of the first test images are attacked (0: all); 'natural' is always of all. With train_missing
-    False nothing is computed: a committed result counts too, a column may be missing, and None stands for no result.
-    device '' is CUDA where there is one. speed is 'plain', 'fast' or 'compile'. Raises UsageError for a value that
-    cannot be.
+    images: how many of the first test images are attacked (0: all); without an attack it is always all of them. With
+    train_missing False nothing is computed: a committed result counts too, a column may be missing, and None stands for
+    no result. device '' is CUDA where there is one. speed is 'plain', 'fast' or 'compile'. Raises UsageError for a value
+    that cannot be.
     """
 
     config: RunConfig
@@ -227,7 +227,7 @@ def judged(result: Result, which: str, test: Split, wanted: Wanted, device: str,
     """The result with the wanted columns of a checkpoint that it lacked; written after each of them."""
     config, model = result.config, None
     for column, build in wanted.columns.items():
-        n = len(test) if column == "natural" else min(wanted.images or len(test), len(test))
+        n = len(test) if build is None else min(wanted.images or len(test), len(test))
         if result.holds(which, column, n):
             continue
         started, whose = time.perf_counter(), f"{config.title} seed {config.seed}, {which}: {column}"
