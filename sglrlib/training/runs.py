@@ -68,9 +68,9 @@ class Wanted:
     """What somebody wants of a run: columns of its result, each with what builds its attack (None: no attack).
 
     images: how many of the first test images are attacked (0: all); without an attack it is always all of them. With
-    train_missing False nothing is computed: a committed result counts too, a column may be missing, and None stands for
-    no result. device '' is CUDA where there is one. speed is 'plain', 'fast' or 'compile'. Raises UsageError for a value
-    that cannot be.
+    train_missing False nothing is computed: a committed result counts too, a column may be missing, and None stands
+    for no result. device '' is CUDA where there is one. speed is 'plain', 'fast' or 'compile'. Raises UsageError for a
+    value that cannot be.
     """
 
     config: RunConfig
