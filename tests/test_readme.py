@@ -20,7 +20,7 @@ from sglrlib.show import plan
 from sglrlib.studies import readme, registry
 from sglrlib.studies.registry import committed
 
-README, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
+README, CLAIMS_PAGE, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
 ITEMS = (ROOT / "docs" / "items.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 
@@ -29,7 +29,7 @@ def test_every_table_in_the_readme_is_what_the_committed_results_say():
     """Verdicts and accuracies are computed; where this fails, python -m sglrlib claims writes them."""
     assert registry.VERDICTS.read_text() == registry.text()
     for name, part in readme.parts().items():
-        (found,) = re.findall(readme.place(name), README + RESULTS_PAGE, re.DOTALL)
+        (found,) = re.findall(readme.place(name), README + CLAIMS_PAGE + RESULTS_PAGE, re.DOTALL)
         assert found[1].strip("\n") == part, name
 
 
@@ -44,8 +44,8 @@ def test_what_came_out_stands_at_the_head_of_each_notebook():
 
 
 def test_no_verdict_is_typed():
-    """Outside of what is computed, README and the page of results say of nothing that it holds."""
-    typed = README + RESULTS_PAGE
+    """Outside of what is computed, README and the pages say of nothing that it holds."""
+    typed = README + CLAIMS_PAGE + RESULTS_PAGE
     for name in readme.parts():
         typed = re.sub(readme.place(name), "", typed, flags=re.DOTALL)
     assert not re.findall(r"does not hold|cannot be told|seen in th|: holds|: true|: false", typed)
@@ -157,7 +157,7 @@ def test_the_python_of_the_readme_is_understood(tidy, tmp_path, monkeypatch):
         compile(block, "README", "exec")
         (tmp_path / f"readme_block_{i}.py").write_text(block.split("result = run(")[0])
         importlib.import_module(f"readme_block_{i}")
-    assert len(blocks) == 2 and "bootstrap" in LABELS
+    assert len(blocks) == 3 and "bootstrap" in LABELS
 
 
 def test_a_result_is_read_without_this_library_as_the_docs_say(capsys, monkeypatch):

@@ -128,12 +128,12 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
     assert main(["claims"]) == 0
     written = page.read_text()
     assert main(["claims"]) == 0 and page.read_text() == written  # a second call changes nothing
-    assert "| holds | [01](notebooks/01_train_sglr.ipynb) |" in written and written.endswith("below\n")
+    assert "| holds | [01](../notebooks/01_train_sglr.ipynb) |" in written and written.endswith("below\n")
     assert "PGD-AT 80.5 ± 0.5 -> 70.5 ± 0.5" in written and written.count("<!-- claims -->") == 1
     assert "overfits,digits," in registry.VERDICTS.read_text()
     head = "".join(json.loads((store / first.name).read_text())["cells"][0]["source"])
     assert "on digits (seeds: 3)" in head and "*Holds:* PGD-AT loses" in head and "CIFAR-10 small" not in head
-    assert "| – | [03](notebooks/03_noise_rate_sweep.ipynb) |" in capsys.readouterr().out
+    assert "| – | [03](../notebooks/03_noise_rate_sweep.ipynb) |" in capsys.readouterr().out
     page.write_text("no place for anything")
     with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
         readme.filled(page.read_text(), "claims", "", page)

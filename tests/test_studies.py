@@ -111,6 +111,15 @@ def test_calibration_is_judged_from_the_kept_probabilities():
     assert list(table.loc["PGD-AT+SGLR", "paper"]) == ["**0.11***", "**0.10***", "0.01*"]
 
 
+def test_calibrations_of_different_numbers_of_images_are_compared_on_those_that_all_have():
+    wrong = {(which, "pgd_10"): (0.75, 0) for which in ("best", "last")}
+    half = {(which, "pgd_10"): (0.5, 0) for which in ("best", "last")}
+    hard = [result([], confidences=wrong, n=n, seed=seed) for seed, n in enumerate((100, 80))]
+    refined = [result([], confidences=half, n=n, seed=seed, labels="self_guided") for seed, n in enumerate((60, 90))]
+    spared = [claim for claim in calibration.claims(hard, refined, ["pgd_10"]) if claim.id == "calibration_spared"]
+    assert [(claim.images, round(claim.effect, 3)) for claim in spared] == [(60, 0.25), (60, 0.25)]
+
+
 def test_calibration_is_judged_from_the_curve_where_no_probabilities_are_kept():
     """The best epoch's row and the last one's; only the attack that the curve has, and on how many images is said."""
     columns = {f"test_{kind}_{what}": [0.1, 0.2, 0.4] for kind in ("natural", "robust") for what in ("ece", "gap")}

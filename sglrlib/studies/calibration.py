@@ -160,9 +160,13 @@ def claims(
 
 
 def more(larger: tuple, smaller: tuple, measure: Callable, attack: str) -> list[Tensor]:
-    """What one (runs, checkpoint) has more of than another, as measure says it, for each seed that both have."""
+    """What one (runs, checkpoint) has more of than another, as measure says it, for each seed that both have, on the
+    test images that all have.
+    """
     pairs = paired(larger[0], smaller[0])
-    return [measure(one, larger[1], attack) - measure(other, smaller[1], attack) for one, other in pairs]
+    both = [(measure(one, larger[1], attack), measure(other, smaller[1], attack)) for one, other in pairs]
+    n = min((len(values) for pair in both for values in pair), default=0)
+    return [one[:n] - other[:n] for one, other in both]
 
 
 def sure(run: Result, which: str, attack: str) -> Tensor:

@@ -15,10 +15,10 @@ from sglrlib.show.tables import CHECKPOINTS, overview, paper_value
 from sglrlib.store.results import Result
 from sglrlib.studies import registry
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "claims.md", ROOT / "docs" / "results.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
+# The claims that README shows with their effects; the others stand in docs/claims.md.
+MAIN = ("overfits", "spared", "robust", "natural", "ahead_of_smooth", "ahead_of_ensemble", "ahead_of_rectified")
 WORDS = ("holds", "does not hold", "open", "cannot be judged here")
 LEGEND = (
     "*Holds* or *does not hold*: three seeds or more, and the 95 % interval over seeds and test images lies above "
@@ -69,7 +69,7 @@ def place(name: str) -> str:
 
 def parts() -> dict[str, str]:
     """Name -> Markdown."""
-    made = {"beside the paper": beside_paper(), "in short": in_short(), "claims": summary()}
+    made = {"beside the paper": beside_paper(), "main claims": main_claims(), "claims": summary()}
     made["theory"] = theory()
     for (dataset, scale), title in registry.SCALES.items():
         made[title] = main_table(dataset, scale)
@@ -94,24 +94,57 @@ def beside_paper() -> str:
         for whose, value in (("the paper, ResNet-18", printed), (f"here, {here}", ours)):
             cells = [" → ".join(value(row, column, when) for when in ("best", "final")) for row in rows]
             lines.append(f"| {name}: {whose} | {' | '.join(cells)} |")
-    of = f"Curves: {run.config.attacked_size} test images under PGD-{run.config.eval_steps}; headline and table: PGD-20"
-    return "\n".join([*lines, "", f"{of} on all {run.sizes['test']:,}. The best epoch is chosen on validation images."])
+    return "\n".join([
+        *lines, "",
+        f"The curves are of PGD-{run.config.eval_steps} on {run.config.attacked_size} test images, so they differ from "
+        f"the headline and the table, which are of PGD-20 on all {run.sizes['test']:,}. The best epoch is chosen on "
+        "validation images; differences are taken before rounding.",
+    ])  # fmt: skip
 
 
-def in_short() -> str:
-    """What holds of the main claims, notebooks 01 and 02, at the largest scale that has results, a list in Markdown."""
-    found = registry.kept()
-    found = found[found.id.isin(registry.known().query("notebook in ('01', '02')").index)]
-    title = next(scale for scale in reversed(registry.SCALES.values()) if (found.scale == scale).any())
-    here = found[found.scale == title]
-    said = [said_so(word, here, brief=False) for word in WORDS if (here.verdict == word).any()]
-    return "\n".join(
-        [f"On {title}, three seeds, effects with their 95 % intervals:", "", *(f"- {text}" for text in said)]
-    )
+def main_claims() -> str:
+    """MAIN with what each measurement gave, a table in Markdown, and how many of all claims have which verdict."""
+    found, known = registry.kept(), registry.known()
+    scales = [scale for scale in registry.SCALES.values() if (found.scale == scale).any()]
+    lines = [f"| the paper | measured here | {' | '.join(scales)} | |", "|---" * (len(scales) + 3) + "|"]
+    for name in MAIN:
+        (path,) = (ROOT / "notebooks").glob(f"{known.notebook[name]}_*.ipynb")
+        mine = found[found.id == name].copy()
+        mine["by"] = [of.partition(", ")[0] for of in mine["measured by"]]
+        mine["when"] = [of.partition(", ")[2] for of in mine["measured by"]]
+        words = registry.quoted(known.loc[name])
+        for (text, when), those in mine.groupby(["claim", "when"], sort=False):
+            cells = [measured(those[those.scale == scale]) for scale in scales]
+            link = f"[{path.stem[:2]}](notebooks/{path.name})"
+            lines.append(f"| {words} | {text}: {when} | {' | '.join(cells)} | {link} |")
+            words = "″"
+    counts = [f"{scale}: {tally(scale, found)}" for scale in scales]
+    return "\n".join([*lines, "", f"All {len(known)} claims. {'. '.join(counts)}.", "", LEGEND])
+
+
+def measured(found: pd.DataFrame) -> str:
+    """The verdicts of a claim's measurements, each with its attack and its effect; why where none can be given."""
+    said = []
+    for word, those in found.groupby("verdict", sort=False):
+        effects = those["effect (95 %)"].str.replace(" points", "")
+        each = [f"{by} {effect}" for by, effect in zip(those.by, effects, strict=True)]
+        said.append(f"*{word}*: {those.reason.iloc[0] if word == WORDS[-1] else ', '.join(each)}")
+    return "; ".join(said) or "–"
+
+
+def tally(scale: str, found: pd.DataFrame) -> str:
+    """How many claims have which verdict at a scale, those with several apart."""
+    words = []
+    for name in registry.known().index:
+        verdicts = set(verdicts_on(name, scale, found).verdict) or {"not run"}
+        words.append(min(verdicts) if len(verdicts) == 1 else "have several verdicts")
+    plural = dict(zip(WORDS, ("hold", "do not hold", "are open", "cannot be judged"), strict=True))
+    order = [*WORDS, *sorted(set(words) - {*WORDS, "not run"}), "not run"]
+    return ", ".join(f"{words.count(word)} {plural.get(word, word)}" for word in order if word in words)
 
 
 def summary() -> str:
-    """The claims for README, a table in Markdown: the paper's words, and how often they hold at each scale that has
+    """All claims, a table in Markdown for docs/: the paper's words, and how often they hold at each scale that has any
     results.
     """
     found = registry.kept()
@@ -120,7 +153,9 @@ def summary() -> str:
     for name, claim in registry.known().iterrows():
         cells = [counted(verdicts_on(name, scale, found)) or "–" for scale in scales]
         (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
-        lines.append(f"| {registry.quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](notebooks/{path.name}) |")
+        lines.append(
+            f"| {registry.quoted(claim)} | {' | '.join(cells)} | [{claim.notebook}](../notebooks/{path.name}) |"
+        )
     return "\n".join([*lines, "", LEGEND])
 
 
