@@ -137,8 +137,8 @@ def tally(scale: str, found: pd.DataFrame) -> str:
     words = []
     for name in registry.known().index:
         verdicts = set(verdicts_on(name, scale, found).verdict) or {"not run"}
-        words.append(min(verdicts) if len(verdicts) == 1 else "have several verdicts")
-    plural = dict(zip(WORDS, ("hold", "do not hold", "are open", "cannot be judged"), strict=True))
+        words.append(min(verdicts) if len(verdicts) == 1 else "with several verdicts")
+    plural = dict(zip(WORDS, ("hold", "do not hold", "open", "cannot be judged"), strict=True))
     order = [*WORDS, *sorted(set(words) - {*WORDS, "not run"}), "not run"]
     return ", ".join(f"{words.count(word)} {plural.get(word, word)}" for word in order if word in words)
 
