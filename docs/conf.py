@@ -14,6 +14,7 @@ import pandas as pd
 import vl_convert
 from docutils import nodes
 from latex2mathml.converter import convert
+from myst_nb.core.render import NbElementRenderer
 from PIL import Image
 
 from sglrlib.paths import ROOT
@@ -36,7 +37,7 @@ html_title = "SGLR companion"
 html_static_path = ["static"]
 html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
-html_js_files = ["charts.js", "filters.js"]
+html_js_files = ["charts.js", "filters.js", "reach.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
 nb_execution_mode = "off"
@@ -45,6 +46,13 @@ nb_code_prompt_hide = "Hide code"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 VEGA = "application/vnd.vegalite.v5+json"
+UNNAMED = {  # what furo, Sphinx and MyST-NB leave without a name for screen readers, or give a wrong one
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Site">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="This page">',
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+    '\n<div id="search-results">': '\n<h1>Search</h1><div id="search-results">',
+}
 
 
 def as_mathml(self, node: nodes.Element) -> None:
@@ -75,7 +83,7 @@ def adapted(app, docname: str, source: list[str]) -> None:
     elif docname == "docs/claims":
         source[0] += claims()
     elif docname.startswith("notebooks/"):
-        source[0] = with_charts(with_links(json.loads(source[0]), docname))
+        source[0] = for_browsers(with_links(json.loads(source[0]), docname))
     elif docname == "docs/online":
         source[0] = source[0].replace("OWNER/NAME", os.environ.get("GITHUB_REPOSITORY", "OWNER/NAME"))
 
@@ -116,7 +124,15 @@ def claims() -> str:
             "notebook": [words.notebook[name] for name in found.id],
         }
     )
-    return "\n\n" + table.to_html(index=False, border=0, table_id="verdicts") + "\n"
+    return "\n\n" + scrolling(table.to_html(index=False, border=0, table_id="verdicts")) + "\n"
+
+
+def scrolling(table: str) -> str:
+    """An HTML table in a box that scrolls, as furo has it; what scrolls itself is no table to all screen readers.
+    A header cell without words becomes a plain one.
+    """
+    table = re.sub(r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>", table.replace("display: block;", ""))
+    return f'<div class="table-wrapper container">{table}</div>'
 
 
 def with_links(notebook: dict, page: str) -> dict:
@@ -130,16 +146,30 @@ def with_links(notebook: dict, page: str) -> dict:
     return notebook
 
 
-def with_charts(notebook: dict) -> str:
-    """A notebook whose charts have an HTML form too: the specification beside the still picture, for charts.js."""
+def for_browsers(notebook: dict) -> str:
+    """A notebook whose wide tables scroll and whose charts have an HTML form too: the specification beside the still
+    picture, for charts.js.
+    """
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
-            if VEGA in output.get("data", {}):
-                data = output["data"]
+            data = output.get("data", {})
+            if "text/html" in data:
+                data["text/html"] = scrolling("".join(data["text/html"]))
+            if VEGA in data:
                 spec, said = (html.escape(text) for text in (json.dumps(data.pop(VEGA)), "".join(data["text/plain"])))
                 picture = f'<img alt="{said}" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
-                data["text/html"] = f'<figure class="chart" data-spec="{spec}">{picture}</figure>'
+                data["text/html"] = f'<figure class="chart" aria-label="{said}" data-spec="{spec}">{picture}</figure>'
     return json.dumps(notebook)
+
+
+def described(self, data) -> list[nodes.Element]:
+    """A notebook's picture with the alternative text that is kept beside it, which MyST-NB does not read."""
+    (picture,) = render_image(self, data)
+    picture["alt"] = data.output_metadata["image/png"]["alt"]
+    return [picture]
+
+
+render_image, NbElementRenderer.render_image = NbElementRenderer.render_image, described
 
 
 def plain(app, what, name, thing, options, lines: list[str]) -> None:
@@ -157,9 +187,19 @@ def write_vega(app) -> None:
     (folder / "vega.js").write_text(f"(() => {{{library}}})();\n")
 
 
+def name_all(app, error: Exception | None) -> None:
+    """Put the names of UNNAMED into each page."""
+    for path in Path(app.outdir).rglob("*.html"):
+        page = path.read_text()
+        for old, new in UNNAMED.items():
+            page = page.replace(old, new)
+        path.write_text(page)
+
+
 def setup(app) -> None:
     """What Sphinx calls."""
     app.add_html_math_renderer("mathml", inline_renderers=(as_mathml, None), block_renderers=(as_mathml, None))
     app.connect("source-read", adapted)
     app.connect("builder-inited", write_vega)
     app.connect("autodoc-process-docstring", plain)
+    app.connect("build-finished", name_all)

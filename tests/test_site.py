@@ -1,4 +1,6 @@
-"""The site as a visitor has it: no dead link, no other host, no error in a browser; search finds, a slider moves."""
+"""The site as a visitor has it: no dead link, no other host, no error in a browser; search finds, a slider moves; a
+keyboard and a screen reader have what they need.
+"""
 
 import asyncio
 import json
@@ -41,6 +43,7 @@ MOVE = """
   return new Promise((done) => setTimeout(() => done(before !== "" && curve() !== before), 500));
 })()
 """
+READABLE = (Path(__file__).parent / "readable.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,9 @@ def test_every_formula_is_drawn_without_a_script_and_every_figure_is_described(s
 
 
 async def visited(browser: Path, pages: list[str], then: dict[str, str]) -> dict[str, dict]:
-    """What a browser says of pages: errors, hosts that it asked, and the answer to a script of then."""
+    """What a browser says of pages: errors, hosts that it asked, the answer to a script of then, and what of READABLE
+    fails in a wide and a narrow window.
+    """
     port = (browser / "DevToolsActivePort").read_text().split()[0]
     at = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT", body="")
     socket = await websocket_connect(json.loads(at.body)["webSocketDebuggerUrl"], max_message_size=2**28)
@@ -143,10 +148,16 @@ async def visited(browser: Path, pages: list[str], then: dict[str, str]) -> dict
             if answer.get("result", {}).get("value"):
                 break
             await asyncio.sleep(0.2)
+        unreadable = []
+        for width in (1020, 400):
+            await call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+            said = await call("Runtime.evaluate", expression=READABLE, awaitPromise=True, returnByValue=True)
+            unreadable += said["result"].get("value", [said])
         asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         wrong = [e for e in events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
         wrong = [e for e in wrong if e["params"].get("entry", dict(level="error"))["level"] == "error"]
-        found[page] = dict(wrong=wrong, asked=asked, answer=answer.get("result", {}).get("value"))
+        answer = answer.get("result", {}).get("value")
+        found[page] = dict(wrong=wrong, asked=asked, answer=answer, unreadable=unreadable)
     socket.close()
     while await socket.read_message() is not None:
         pass
@@ -171,7 +182,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (Debian: apt install chromium)")
-def test_in_a_browser_no_page_has_an_error_search_finds_and_sliders_and_filters_work(site, served, tmp_path, wait_for):
+def test_in_a_browser_each_page_can_be_read_search_finds_and_sliders_and_filters_work(site, served, tmp_path, wait_for):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
     command = [BROWSER, *options, f"--user-data-dir={tmp_path}"]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -191,3 +202,4 @@ def test_in_a_browser_no_page_has_an_error_search_finds_and_sliders_and_filters_
         assert not there["wrong"], (page, there["wrong"])
         assert all(url.startswith((served, "data:", "blob:")) for url in there["asked"]), page
         assert there["answer"], page
+        assert not there["unreadable"], (page, there["unreadable"])

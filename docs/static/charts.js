@@ -4,7 +4,8 @@ document.addEventListener("DOMContentLoaded", () => {
   if (charts.length === 0) return;
   const library = document.createElement("script");
   library.src = new URL("vega.js", document.querySelector("script[src*='charts.js']").src).href;
+  const options = { actions: false, renderer: "svg", config: { rule: { aria: false } } };  // rules have no words
   library.onload = () => charts.forEach((figure) =>
-    window.vegaEmbed(figure, JSON.parse(figure.dataset.spec), { actions: false, renderer: "svg" }));
+    window.vegaEmbed(figure, { ...JSON.parse(figure.dataset.spec), description: figure.ariaLabel }, options));
   document.head.append(library);
 });
