@@ -22,7 +22,7 @@ from sglrlib.studies.registry import committed
 
 README, CLAIMS_PAGE, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
 ITEMS = (ROOT / "docs" / "items.md").read_text()
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / "README.md", RESULTS / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
 def test_every_table_in_the_readme_is_what_the_committed_results_say():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython import get_ipython
 from IPython.display import Pretty, display
@@ -25,10 +25,6 @@ from sglrlib.store import results
 from sglrlib.store.results import Result
 from sglrlib.training import cost, jobs, runs, status
 from sglrlib.training.columns import attacked
-
-if TYPE_CHECKING:
-    pass
-
 
 def parameters(*mine: str, **hidden: Any) -> tuple[SimpleNamespace, dict]:
     """What the parameters cell, its overrides and papermill give, checked: the notebook's own parameters, and the
