@@ -26,6 +26,7 @@ from sglrlib.store.results import Result
 from sglrlib.training import cost, jobs, runs, status
 from sglrlib.training.columns import attacked
 
+
 def parameters(*mine: str, **hidden: Any) -> tuple[SimpleNamespace, dict]:
     """What the parameters cell, its overrides and papermill give, checked: the notebook's own parameters, and the
     changes to a recipe, see settings.read(). hidden: parameters of its own that the cell does not show, by default.
