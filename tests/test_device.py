@@ -1,4 +1,7 @@
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,3 +144,27 @@ def test_diagnostics_are_in_exact_fp32(small, store, monkeypatch):
     monkeypatch.setitem(DIAGNOSTICS, "calibration", note)
     run(small(epochs=1, diagnostics=("calibration",)), (), device="cpu", say=lambda line: None)
     assert precisions == ["ieee"]
+
+
+FAULTS = """
+import resource, torch
+from sglrlib.device import using
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+with using("cpu"):
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc: nothing to set")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """By the system's count of page faults, in a process of its own, for tensors larger than what glibc keeps by itself."""
+    shown = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    by_default, kept = map(int, shown.split())
+    assert 4 * kept < by_default
