@@ -164,7 +164,7 @@ with using("cpu"):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc: nothing to set")
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """By the system's count of page faults, in a process of its own, for tensors larger than what glibc keeps by itself."""
+    """By the system's count of page faults, in a process of its own, for tensors larger than glibc keeps by itself."""
     shown = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     by_default, kept = map(int, shown.split())
     assert 4 * kept < by_default
