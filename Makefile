@@ -31,7 +31,7 @@ test: setup lint
 slurm: export SGLR_SLURM := 1
 slurm: export OMP_NUM_THREADS := 1
 slurm: setup
-	$(BIN)/pytest tests/test_slurm.py
+	$(BIN)/pytest tests/test_slurm.py $(SLURM_OPTIONS)
 
 site: setup
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . site/html
