@@ -10,7 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from sglrlib.show import notebook
+from sglrlib.show import notebook, page
 
 
 def execute(path, **parameters) -> str:
@@ -26,6 +26,7 @@ def execute(path, **parameters) -> str:
     with (
         patch.object(notebook, "get_ipython", lambda: shell),
         patch.object(notebook, "display", display),
+        patch.object(page, "display", display),
         redirect_stdout(io.StringIO()) as printed,
     ):
         for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
