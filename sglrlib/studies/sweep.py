@@ -63,10 +63,12 @@ def figure(sweep: Sweep, item: str) -> Figure:
     noise = next(iter(sweep))[0]
     rates = {rate: runs for (kind, rate), runs in sweep.items() if kind == noise}
     drawn, axes = style.grid(2, len(rates), 5.6, sharex=True, sharey="row")
+    ends, rules = {}, {}  # of each rule in the last column that has it
     for (test, train), (rate, runs) in zip(axes.T, rates.items(), strict=True):
         titled = {f"PGD-AT{LABELS[rule].title}": those for rule, those in runs.items()}  # whose colours the rules have
         plots.lines(test, titled, dict(test_natural="-", test_natural_noisy=":"))
-        ends = plots.lines(train, titled, dict(train_natural_clean="-", train_natural=":"))
+        ends |= plots.lines(train, titled, dict(train_natural_clean="-", train_natural=":"))
+        rules |= dict(zip(titled, runs, strict=True))
         some = next(iter(runs.values()))[0]
         starts = {those[0].config.first_refined for rule, those in runs.items() if LABELS[rule].starts}
         for axis in (test, train):
@@ -80,10 +82,9 @@ def figure(sweep: Sweep, item: str) -> Figure:
                 test.plot(1.12 * some.config.epochs, 100 - error, style.marker_of(title), **how)
         test.set_title(f"{rate:.0%} noise", fontsize=9)
         train.set_xlabel("Epoch")
-    signs = {title: SIGNS.get(style.marker_of(title), "") for title in titled}
-    names = {title: f"{style.named(rule)} {signs[title]}" for title, rule in zip(titled, runs, strict=True)}
+    names = {title: f"{style.named(rule)} {SIGNS.get(style.marker_of(title), '')}" for title, rule in rules.items()}
     right = train.get_xlim()[1]  # beside the axis: the dashed line ends there
-    style.label_ends(train, {names[title]: (right, *ends[title][1:]) for title in titled})
+    style.label_ends(train, {names[title]: (right, *ends[title][1:]) for title in names})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
     config, seeds = some.config, sorted({len(those) for runs in rates.values() for those in runs.values()})
