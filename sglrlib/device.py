@@ -76,7 +76,7 @@ def refuse_precision(precision: str, device: str) -> None:
 def using(device: str) -> Iterator[None]:
     """Within: a GPU is torch's current one, and cuDNN tries its algorithms on each new shape and keeps the fastest.
 
-    On a CPU as keep_freed_memory(), which lasts.
+    On a CPU it calls keep_freed_memory(), whose effect lasts.
     """
     if not device.startswith("cuda"):
         keep_freed_memory()
@@ -93,9 +93,9 @@ def using(device: str) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Have this process keep the memory that it frees, up to 2 GiB, where the C library is glibc.
 
-    By default glibc hands a freed activation back to the system, which clears it page by page for the next one. Forward
-    and backward, a 3x3 convolution of 16 channels on 80 CIFAR images takes 54 ms so, and 31 ms with this (one thread of
-    an AMD EPYC, AVX2). The options are those of mallopt(3).
+    By default glibc hands a freed activation back to the system, which clears it page by page for the next one. A 3x3
+    convolution of 16 channels on 80 CIFAR images, forward and backward, takes 54 ms by default and 31 ms with this (one
+    thread of an AMD EPYC, AVX2). The options are those of mallopt(3).
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     with suppress(AttributeError, OSError, TypeError):  # another C library

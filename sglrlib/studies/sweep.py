@@ -87,12 +87,13 @@ def figure(sweep: Sweep, item: str) -> Figure:
     style.label_ends(train, {names[title]: (right, *ends[title][1:]) for title in names})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
-    config, seeds = some.config, sorted({len(those) for runs in rates.values() for those in runs.values()})
-    each = "seed 0" if seeds == [1] else f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds a curve"
+    config, seeds = some.config, {len(those) for runs in rates.values() for those in runs.values()}
+    each = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else max(seeds)
+    said = f"{each} seeds a curve, bands from lowest to highest" if seeds != {1} else f"seed {config.seed}"
     small = (
         f"{item}: {style.named(config.dataset)}, {style.named(config.arch)}, {METHODS[config.method].title} training, "
         f"{some.sizes['train']:,} training and {some.sizes['test']:,} test images; noise: {style.named(noise)}; "
-        f"{each}{', bands from lowest to highest' * (seeds != [1])}. "
+        f"{said}. "
         "Solid: against true labels; dotted: against labels with noise; dashed: portion of correct training labels; "
         "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 "
         "with another network."
