@@ -41,8 +41,12 @@ from sglrlib.training.train import Diverged, train
 
 SILENT = dict(say=lambda line: None, device="cpu")
 OWN = SimpleNamespace(train=True, device="cpu", speed="fast", publish=False)  # of a notebook's parameters
-PROCESSES = multiprocessing.get_context("forkserver")  # children that need not import torch again
-PROCESSES.set_forkserver_preload(["pytest", "sglrlib.training.jobs", "sglrlib.show.notebook", "sglrlib.show.tables"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([  # whatever takes long to import here, or else each child takes seconds for it
+    "pytest", "IPython.core.history", "IPython.core.interactiveshell", "papermill.iorw", "papermill.parameterize",
+    "sklearn.datasets", "torchvision", "sglrlib.training.jobs", "sglrlib.show.notebook", "sglrlib.show.tables",
+    "sglrlib.show.page",
+])  # fmt: skip
 
 
 def start(function, store: Path, config, *arguments):

@@ -154,6 +154,7 @@ def test_every_method_of_the_tables_through_the_notebooks_own_parameters(store, 
         rows=", ".join(rows),
         refine_start=0.0,
         batch_size=32,
+        arch="cnn16" if dataset == "digits" else "preact_resnet10_4",
     )
     text = execute(TABLES, **TINY, **asked, attacks="pgd_2, pgd_20_step_0.765, square", attack_images=4)
     n = len(rows)

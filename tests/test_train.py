@@ -17,6 +17,7 @@ from sglrlib.checks import UsageError
 from sglrlib.config import make_config
 from sglrlib.judging.evaluate import accuracy
 from sglrlib.method.attacks import PGD
+from sglrlib.method.fast import layout
 from sglrlib.method.labels import LABELS
 from sglrlib.method.methods import METHODS, PGDAT, adversarial_weights
 from sglrlib.method.models import build_model
@@ -371,6 +372,17 @@ def test_a_run_resumed_at_another_speed_goes_on_as_if_it_had_always_had_it(small
     assert groups == [second != "plain"] * 2
     losses = [[row["loss"] for row in ends[name]["curve"]] for name in ends]
     assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("speed", ["fast", "compile"])
+def test_a_layout_in_which_onednn_overruns_its_memory_is_not_taken(small, speed):
+    """The gradient of a strided 1x1 convolution's weights; the process may die of it, or its results be wrong."""
+    y = torch.zeros(4, dtype=torch.int64)
+    for arch, safe in (("preact_resnet10_8", False), ("preact_resnet10_16", True), ("wrn10_1", True), ("cnn8", True)):
+        model = first_step(small(arch=arch), y, speed=speed).model
+        weight = next(m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == safe, arch
+    assert layout(model.append(torch.nn.Conv2d(8, 8, 1, 2)), speed, torch.device("cuda")) == torch.channels_last
 
 
 def test_restored_momentum_has_the_layout_of_the_weights(small):

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from sglrlib.checks import one_of
@@ -17,6 +14,9 @@ SPLIT_SEED = 0  # which images are for validation and test never depends on a ru
 
 def digits() -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8x8, rescaled from 0..16 to 0..255; 797 train, 1,000 test."""
+    from sklearn.datasets import load_digits  # here, as it takes a second and a half
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     y = bunch.target.astype(np.int64)
@@ -43,7 +43,7 @@ class Dataset:
 DATASETS = {
     "digits": Dataset(digits, 10, (1, 8, 8), (0.3043,), (0.3753,)),
     "cifar10": Dataset(
-        lambda: cifar(torchvision.datasets.CIFAR10),
+        lambda: cifar("CIFAR10"),
         classes=10,
         shape=(3, 32, 32),
         mean=(0.4914, 0.4822, 0.4465),
@@ -57,7 +57,7 @@ DATASETS = {
         ),
     ),
     "cifar100": Dataset(
-        lambda: cifar(torchvision.datasets.CIFAR100),
+        lambda: cifar("CIFAR100"),
         classes=100,
         shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),

@@ -124,6 +124,22 @@ def attack_target(model: nn.Module, speed: str, precision: str = "fp32") -> "Att
     return copy_
 
 
+def layout(model: nn.Module, speed: str, device: torch.device) -> torch.memory_format:
+    """In which order of memory a model trains: channels_last, at speed 'plain' PyTorch's default.
+
+    On a CPU also the default for a network with a strided 1x1 convolution of fewer than 16 input channels: in
+    channels_last oneDNN writes the gradient of its weights beyond their memory (uxlfoundation/oneDNN, issue 6035).
+    """
+    overrun = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.weight.shape[1] < 16
+        for module in model.modules()
+    )
+    return torch.contiguous_format if speed == "plain" or overrun else torch.channels_last
+
+
 def captured(step: Callable) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A step.Step on a CUDA device, called as it is, but replayed from a CUDA graph: one launch instead of thousands.
 

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.datasets.utils import check_integrity
 
 from sglrlib.paths import DATA
 
@@ -27,15 +25,18 @@ class DataError(RuntimeError):
 
 
 @functools.lru_cache(maxsize=1)  # a run asks for its data several times
-def cifar(source: type[torchvision.datasets.CIFAR10]) -> Arrays:
-    """CIFAR-10 or CIFAR-100 below DATA in torchvision's own layout, downloaded whole or not at all."""
+def cifar(name: str) -> Arrays:
+    """torchvision's CIFAR10 or CIFAR100 below DATA in its own layout, downloaded whole or not at all."""
+    from torchvision import datasets  # here, as it takes two seconds
+
+    source = getattr(datasets, name)
     folder, meta = DATA / source.base_folder, source.meta
     if not folder.exists():
         download(
             folder, lambda partial: source(str(partial), download=True), f"unpack {source.filename} ({source.url})"
         )
     files = [*source.train_list, *source.test_list, (meta["filename"], meta["md5"])]
-    if damaged := [name for name, md5 in files if not check_integrity(str(folder / name), md5)]:
+    if damaged := [name for name, md5 in files if not datasets.utils.check_integrity(str(folder / name), md5)]:
         raise DataError(
             f"{', '.join(damaged)} in {folder}: damaged or missing (md5). Remove that folder and run again to download "
             f"it, or put the files of {source.filename} there."

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import resnet
 
 from sglrlib.checks import one_of
 
@@ -76,9 +75,11 @@ def cnn(width: int, *, classes: int, shape: tuple[int, int, int], norm: bool = F
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * -(-height // 4) * -(-width_px // 4), classes))
 
 
-def cifar_resnet(block, layers: list[int], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def cifar_resnet(*layers: int, block: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """torchvision's ResNet with the stem for small images: one 3x3 convolution of stride 1, no max-pooling."""
-    net = resnet.ResNet(block, layers, num_classes=classes)
+    from torchvision.models import resnet  # here, as it takes two seconds
+
+    net = resnet.ResNet(getattr(resnet, block), list(layers), num_classes=classes)
     net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
@@ -141,10 +142,6 @@ def wide_resnet(depth: int, widen: int, *, classes: int, shape: tuple[int, int, 
     return PreActNet((depth - 4) // 6, 16, [16 * widen, 32 * widen, 64 * widen], classes=classes, shape=shape)
 
 
-def _resnet(block, layers):
-    return lambda **kwargs: cifar_resnet(block, layers, **kwargs)
-
-
 FAMILIES = {
     r"cnn(\d{1,4})": cnn,
     r"bn_cnn(\d{1,4})": partial(cnn, norm=True),
@@ -155,9 +152,9 @@ DEPTHS = {wide_resnet: (10, 6), preact_resnet: (10, 8)}
 MODELS = {
     "cnn16": (cnn, [16]),
     "bn_cnn16": (partial(cnn, norm=True), [16]),
-    "resnet18": (_resnet(resnet.BasicBlock, [2, 2, 2, 2]), []),
-    "resnet34": (_resnet(resnet.BasicBlock, [3, 4, 6, 3]), []),
-    "resnet50": (_resnet(resnet.Bottleneck, [3, 4, 6, 3]), []),
+    "resnet18": (partial(cifar_resnet, block="BasicBlock"), [2, 2, 2, 2]),
+    "resnet34": (partial(cifar_resnet, block="BasicBlock"), [3, 4, 6, 3]),
+    "resnet50": (partial(cifar_resnet, block="Bottleneck"), [3, 4, 6, 3]),
     "preact_resnet18": (preact_resnet, [18]),
     "wrn34_10": (wide_resnet, [34, 10]),
 }

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Data, load_data
 from sglrlib.method.datasets import DATASETS
-from sglrlib.method.fast import captured
+from sglrlib.method.fast import captured, layout
 from sglrlib.method.models import build_model
 from sglrlib.store import checkpoint
 from sglrlib.training.measure import accuracies, diagnose, look
@@ -88,8 +88,8 @@ def run_data(config: RunConfig) -> Data:
 
 def first_step(config: RunConfig, y: Tensor, *, speed: str = "fast", teachers: Sequence[nn.Module] = ()) -> Step:
     """The run's step with its initial weights, on the device of its training labels y (n,)."""
-    layout = torch.contiguous_format if speed == "plain" else torch.channels_last
-    model = run_model(config).to(y.device, memory_format=layout)
+    model = run_model(config)
+    model = model.to(y.device, memory_format=layout(model, speed, y.device))
     labels = config.label_rule(y, DATASETS[config.dataset].classes).to(y.device)
     labels.follow(model)
     optimizer = torch.optim.SGD(
