@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,12 @@ def digits() -> Arrays:
     return (images[train], y[train]), (images[test], y[test])
 
 
+def torchvisions(name: str) -> Arrays:
+    from torchvision import datasets  # here, as it takes two seconds
+
+    return cifar(getattr(datasets, name))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """How to load a dataset; an image's (C, H, W); per-channel mean and std; the class each one is mistaken for.
@@ -43,7 +50,7 @@ class Dataset:
 DATASETS = {
     "digits": Dataset(digits, 10, (1, 8, 8), (0.3043,), (0.3753,)),
     "cifar10": Dataset(
-        lambda: cifar("CIFAR10"),
+        partial(torchvisions, "CIFAR10"),
         classes=10,
         shape=(3, 32, 32),
         mean=(0.4914, 0.4822, 0.4465),
@@ -57,7 +64,7 @@ DATASETS = {
         ),
     ),
     "cifar100": Dataset(
-        lambda: cifar("CIFAR100"),
+        partial(torchvisions, "CIFAR100"),
         classes=100,
         shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),

@@ -25,18 +25,17 @@ class DataError(RuntimeError):
 
 
 @functools.lru_cache(maxsize=1)  # a run asks for its data several times
-def cifar(name: str) -> Arrays:
+def cifar(source: type) -> Arrays:
     """torchvision's CIFAR10 or CIFAR100 below DATA in its own layout, downloaded whole or not at all."""
-    from torchvision import datasets  # here, as it takes two seconds
+    from torchvision.datasets.utils import check_integrity  # here, as it takes two seconds
 
-    source = getattr(datasets, name)
     folder, meta = DATA / source.base_folder, source.meta
     if not folder.exists():
         download(
             folder, lambda partial: source(str(partial), download=True), f"unpack {source.filename} ({source.url})"
         )
     files = [*source.train_list, *source.test_list, (meta["filename"], meta["md5"])]
-    if damaged := [name for name, md5 in files if not datasets.utils.check_integrity(str(folder / name), md5)]:
+    if damaged := [name for name, md5 in files if not check_integrity(str(folder / name), md5)]:
         raise DataError(
             f"{', '.join(damaged)} in {folder}: damaged or missing (md5). Remove that folder and run again to download "
             f"it, or put the files of {source.filename} there."
