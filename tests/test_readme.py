@@ -17,8 +17,7 @@ from sglrlib.method.labels import LABELS
 from sglrlib.paths import RESULTS, ROOT
 from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.show import plan
-from sglrlib.studies import readme, registry
-from sglrlib.studies.registry import committed
+from sglrlib.studies import published, readme, registry
 
 README, CLAIMS_PAGE, RESULTS_PAGE = (page.read_text() for page in readme.PAGES)
 ITEMS = (ROOT / "docs" / "items.md").read_text()
@@ -52,7 +51,7 @@ def test_no_verdict_is_typed():
 
 
 def test_what_the_later_parts_of_autoattack_break_on_digits():
-    every = [run for row in PAPER_ROWS for run in registry.committed(partial(row_recipe, row))]
+    every = [run for row in PAPER_ROWS for run in published.results(partial(row_recipe, row))]
     after_two, after_four = (
         torch.cat([run.flags(which, column) for run in every for which in ("best", "last")])
         for column in ("apgd_t", "autoattack")
@@ -77,7 +76,7 @@ def test_the_gates_table_is_that_of_its_curves():
 
 def test_the_stages_row_is_that_of_its_three_seeds():
     text = (RESULTS / "README.md").read_text()
-    runs = committed(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_10")[:3]
+    runs = published.results(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_10")[:3]
     assert [run.config.seed for run in runs] == [0, 1, 2]
     epochs = zip(*(run.curve for run in runs), strict=True)
     means = [fmean((row["val_robust"] + row["test_robust"]) / 2 for row in rows) for rows in epochs]
@@ -164,7 +163,7 @@ def test_a_result_is_read_without_this_library_as_the_docs_say(capsys, monkeypat
     monkeypatch.chdir(ROOT)
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "result-files.md").read_text(), re.DOTALL)
     exec(block, {})
-    run = registry.committed(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_20")[0]
+    run = published.results(partial(row_recipe, "PGD-AT", "cifar10", "small"), "pgd_20")[0]
     assert f"{run.accuracy('last', 'pgd_20'):.1f} % of {run.n('pgd_20')} images" in capsys.readouterr().out
 
 

@@ -25,8 +25,7 @@ def kept(store, monkeypatch):
     """An empty place for committed results and what is made from them, as the registry sees it."""
     place = store / "committed"
     place.mkdir()
-    monkeypatch.setattr(registry, "RESULTS", place)
-    for module in ("store.results", "studies.doubt", "studies.separability"):
+    for module in ("store.results", "studies.doubt", "studies.published", "studies.separability"):
         monkeypatch.setattr(f"sglrlib.{module}.RESULTS", place)
     monkeypatch.setattr(registry, "VERDICTS", place / "claims.csv")
     return place

@@ -14,7 +14,7 @@ from sglrlib import paths
 from sglrlib.paths import ROOT
 from sglrlib.recipes import recipe
 from sglrlib.show import page, plots, style
-from sglrlib.studies import gallery, registry
+from sglrlib.studies import gallery, published
 
 # How dichromats see linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
 SEEN = {
@@ -49,7 +49,7 @@ def test_methods_that_are_drawn_together_are_told_apart_by_colour(group, seen):
 
 def test_every_method_has_a_marker_of_its_own_and_curves_have_it():
     assert len(set(style.MARKERS.values())) == len(style.COLOURS)
-    figure = plots.learning_curves(registry.best(RULES))
+    figure = plots.learning_curves(published.best(RULES))
     for axis in figure.axes:
         drawn = [
             line.get_marker() for line in axis.lines if line.get_label().startswith("_child") and line.get_lw() > 1
@@ -68,7 +68,7 @@ def test_names_at_the_ends_of_lines_neither_overlap_nor_are_too_pale():
 
 
 def test_a_figure_says_what_it_shows_and_of_what_also_to_those_who_cannot_see_it(store):
-    figure = plots.learning_curves(registry.best(CURVES), "Figure B.6")
+    figure = plots.learning_curves(published.best(CURVES), "Figure B.6")
     said = style.alternative_text(figure)
     for expected in (
         "PGD-AT loses",

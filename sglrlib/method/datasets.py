@@ -25,7 +25,7 @@ def digits() -> Arrays:
     return (images[train], y[train]), (images[test], y[test])
 
 
-def torchvisions(name: str) -> Arrays:
+def of_torchvision(name: str) -> Arrays:
     from torchvision import datasets  # here, as it takes two seconds
 
     return cifar(getattr(datasets, name))
@@ -50,7 +50,7 @@ class Dataset:
 DATASETS = {
     "digits": Dataset(digits, 10, (1, 8, 8), (0.3043,), (0.3753,)),
     "cifar10": Dataset(
-        partial(torchvisions, "CIFAR10"),
+        partial(of_torchvision, "CIFAR10"),
         classes=10,
         shape=(3, 32, 32),
         mean=(0.4914, 0.4822, 0.4465),
@@ -64,7 +64,7 @@ DATASETS = {
         ),
     ),
     "cifar100": Dataset(
-        partial(torchvisions, "CIFAR100"),
+        partial(of_torchvision, "CIFAR100"),
         classes=100,
         shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),

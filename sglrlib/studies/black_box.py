@@ -10,7 +10,7 @@ from sglrlib.show.style import colour_of, entitle, grid, label_ends, marker_of, 
 from sglrlib.show.tables import CHECKPOINTS, column_title, interval, paper_value
 from sglrlib.show.verdicts import Claim
 from sglrlib.store.results import Result
-from sglrlib.studies import refinement, registry
+from sglrlib.studies import published, refinement
 
 # Networks that the attacks are made on, at each scale: the paper's, and what stands for them.
 SOURCES = dict(mini="cnn24, cnn32", small="preact_resnet18_16, preact_resnet10_32", paper="resnet34, resnet50")
@@ -21,7 +21,7 @@ PAPER_SOURCES = SOURCES["paper"].split(", ")
 def transferred(dataset: str, scale: str) -> dict[str, list[Result]]:
     """PGD-AT and PGD-AT+SGLR as they are committed at a scale, if attacks from other networks are among the columns."""
     rows = ("PGD-AT", "PGD-AT+SGLR")
-    row = registry.rows_at(dataset, scale)
+    row = published.rows_at(dataset, scale)
     return {name: [run for run in row(name) if made(run)] for name in rows}
 
 

@@ -11,14 +11,14 @@ from sglrlib.show.style import colour_of, entitle, grid, label_points, marker_of
 from sglrlib.show.tables import column_title, interval, mean_and_spread, paper_gaps, paper_place, paper_value, per_image
 from sglrlib.show.verdicts import Claim
 from sglrlib.store.results import CHECKPOINTS, Result
-from sglrlib.studies import refinement, registry
+from sglrlib.studies import published, refinement
 
 PAIR = ("PGD-AT", "PGD-AT+SGLR")  # what the paper's claim is on
 
 
 def some_rows(dataset: str, scale: str) -> dict[str, list[Result]]:
     """Those of the paper's rows that are committed at a scale with PGD-20, if more than one is."""
-    row = registry.rows_at(dataset, scale)
+    row = published.rows_at(dataset, scale)
     found = {name: row(name, "pgd_20") for name in PAPER_ROWS}
     found = {name: runs for name, runs in found.items() if runs}
     return found if len(found) > 1 else {}

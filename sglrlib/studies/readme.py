@@ -13,7 +13,7 @@ from sglrlib.recipes import PAPER_ROWS, row_recipe
 from sglrlib.show import style
 from sglrlib.show.tables import CHECKPOINTS, overview, paper_value
 from sglrlib.store.results import Result
-from sglrlib.studies import registry
+from sglrlib.studies import published, registry
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "claims.md", ROOT / "docs" / "results.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,7 +79,7 @@ def parts() -> dict[str, str]:
 def beside_paper() -> str:
     """PGD-AT with and without refinement, the paper's accuracies and ours: a table in Markdown."""
     rows = ("PGD-AT", "PGD-AT+SGLR")
-    runs = registry.best(rows, "pgd_20")
+    runs = published.best(rows, "pgd_20")
     run, seeds = runs["PGD-AT"][0], len(runs["PGD-AT"])
     here = f"{style.named(run.config.arch)}, {run.sizes['train']:,} training images, {seeds} seeds"
 
@@ -223,7 +223,7 @@ def theory() -> str:
 
 def main_table(dataset: str, scale: str) -> str:
     """Accuracies of the paper's rows, as a block of code; or that there are none."""
-    runs = {row: registry.committed(partial(row_recipe, row, dataset, scale)) for row in PAPER_ROWS}
+    runs = {row: published.results(partial(row_recipe, row, dataset, scale)) for row in PAPER_ROWS}
     runs = {row: those for row, those in runs.items() if those}
     if not runs:
         return "Not run yet."

@@ -3,20 +3,15 @@
 `python -m sglrlib claims` judges them all and writes data/results/claims.csv, which README and notebooks are read from.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
-from torch import Tensor
 
-from sglrlib.config import RunConfig
-from sglrlib.method.data import HUMAN, noises_of
-from sglrlib.method.labels import LABELS
 from sglrlib.paths import CLAIMS, RESULTS
-from sglrlib.recipes import recipe, row_recipe, swept
+from sglrlib.recipes import swept
 from sglrlib.show.verdicts import Claim, holm, with_interval
-from sglrlib.store.results import Result, read
+from sglrlib.store.results import Result
 from sglrlib.studies import (
     ablation,
     calibration,
@@ -24,12 +19,12 @@ from sglrlib.studies import (
     noise_kinds,
     overfitting,
     phases,
+    published,
     refinement,
     separability,
     sweep,
 )  # fmt: skip
-from sglrlib.studies.doubt import Ranking
-from sglrlib.studies.separability import Embedding
+from sglrlib.studies.published import Row
 
 SCALES = {
     ("digits", "mini"): "digits",
@@ -40,54 +35,11 @@ COLUMNS = [
     "id", "scale", "claim", "measured by", "effect (95 %)", "images", "seeds", "verdict", "after Holm", "reason",
 ]  # fmt: skip
 VERDICTS = RESULTS / "claims.csv"
-MOST_SEEDS = 10
-Row = Callable[..., list[Result]]  # a row's name and changes -> its committed results, one a seed
 
 
 def known() -> pd.DataFrame:
     """data/claims.csv, by id: the paper's words, where they stand, what decides, the notebook."""
     return pd.read_csv(CLAIMS, keep_default_na=False, dtype=str).set_index("id")
-
-
-def committed(make: Callable[..., RunConfig], *columns: str) -> list[Result]:
-    """The committed results of a configuration at every seed that has them, with these columns."""
-    found = []
-    for seed in range(MOST_SEEDS):
-        config = make(seed=seed)
-        path = RESULTS / f"{config.id}.json"
-        if path.exists():
-            found.append(read(config, path))
-    return [run for run in found if all(run.has(column, 1) for column in columns)]
-
-
-def best(rows: Iterable[str], *columns: str, **changes: object) -> dict[str, list[Result]]:
-    """best_of() for rows of the paper's tables, with changes to each row's recipe."""
-    return best_of({row: partial(row_recipe, row, **changes) for row in rows}, *columns)
-
-
-def best_of(makers: dict[str, Callable[..., RunConfig]], *columns: str) -> dict[str, list[Result]]:
-    """Label -> the committed results of make(dataset, scale, seed=seed), one a seed, at the largest scale that has some
-    for every label. columns: that the results must have. Empty where no scale has all.
-    """
-    return largest(lambda *at: {label: committed(partial(make, *at), *columns) for label, make in makers.items()})
-
-
-def largest(find: Callable[[str, str], dict]) -> dict:
-    """What find(dataset, scale) gives at the largest scale where none of it is empty."""
-    for at in (("cifar10", "paper"), ("cifar10", "small"), ("digits", "mini")):
-        found = find(*at)
-        if found and all(found.values()):
-            return found
-    return {}
-
-
-def rows_at(dataset: str, scale: str) -> Row:
-    """What gives the committed results of a row of the paper's tables at a scale."""
-
-    def row(name: str, *columns: str, **changes: object) -> list[Result]:
-        return committed(partial(row_recipe, name, dataset, scale, **changes), *columns)
-
-    return row
 
 
 def judge_all() -> list[tuple[str, Claim]]:
@@ -103,16 +55,16 @@ def judge_all() -> list[tuple[str, Claim]]:
 
 def judge(dataset: str, scale: str) -> Iterator[Claim]:
     """The claims on one dataset at one scale, notebook by notebook."""
-    row = rows_at(dataset, scale)
+    row = published.rows_at(dataset, scale)
     yield from main_tables(row)
     yield from noise_rates(dataset, scale)
     yield from calibrated(row)
-    yield from separability.claims(embeddings(dataset, scale))
+    yield from separability.claims(published.embeddings(dataset, scale))
     yield from schedules(row)
     yield from label_rules(row)
     yield from black_box(row)
     yield from kinds_of_noise(row, dataset, scale)
-    yield from ablation.claims(ablated(dataset, scale), controlled(dataset, scale))
+    yield from ablation.claims(published.ablated(dataset, scale), published.controlled(dataset, scale))
     yield from doubted(dataset, scale)
 
 
@@ -133,24 +85,7 @@ def main_tables(row: Row) -> Iterator[Claim]:
 
 def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 03."""
-    yield from sweep.claims(noise_sweep(dataset, scale))
-
-
-def noise_sweep(dataset: str, scale: str) -> sweep.Sweep:
-    """The committed results of standard training by the paper's label rules, under each kind and rate of noise."""
-    noises = [("symmetric", rate) for rate in (0.0, 0.2, 0.4, 0.6, 0.8)]
-    noises += [("symmetric_wrong", rate) for rate in (0.4, 0.8)]
-    noises += [(kind, 1.0) for kind in HUMAN if kind in noises_of(dataset)]
-    light = dict(swept(scale), method="standard")
-    runs = {
-        f"{noise} {rate} {rule}": committed(
-            partial(recipe, dataset, scale, **light, noise=noise, noise_rate=rate, labels=rule)
-        )
-        for noise, rate in noises
-        for rule in sweep.PAPER_NAMES
-        if rule in LABELS
-    }
-    return sweep.by_noise(runs)
+    yield from sweep.claims(published.noise_sweep(dataset, scale))
 
 
 def calibrated(row: Row) -> Iterator[Claim]:
@@ -163,18 +98,6 @@ def calibrated(row: Row) -> Iterator[Claim]:
         if hard and refined:
             yield from calibration.claims(hard, refined, attacks, standard)
             return
-
-
-def embeddings(dataset: str, scale: str) -> list[Embedding]:
-    """Notebook 05: what is kept of standard training on wrong labels, and of adversarial training without any."""
-    made = [dict(swept(scale), method="standard", noise_rate=rate) for rate in (0.2, 0.6)] + [dict(noise_rate=0.0)]
-    every = [
-        recipe(dataset, scale, labels=rule, seed=seed, **changes)
-        for changes in made
-        for rule in ("hard", "smooth", "self_guided")
-        for seed in range(MOST_SEEDS)
-    ]
-    return [found for found in map(separability.kept, every) if found]
 
 
 def schedules(row: Row) -> Iterator[Claim]:
@@ -221,35 +144,11 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     yield from refinement.drop_claims("weak_attacks", noise_kinds.by_budget(filter(None, runs)), usual)
 
 
-def ablated(dataset: str, scale: str) -> dict[str, list[Result]]:
-    """Notebook 12, the parts of the method."""
-    row = rows_at(dataset, scale)
-    return ablation.cases(lambda name, **changes: row(name, "pgd_20", **changes))
-
-
-def controlled(dataset: str, scale: str) -> dict[str, list[Result]]:
-    """Notebook 12, its control."""
-    row, normed = rows_at(dataset, scale), ablation.NORMED if dataset == "digits" else {}
-    return ablation.controls(lambda name, **changes: row(name, "pgd_20", **normed, **changes))
-
-
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 10."""
-    for kept in ranked(dataset, scale):
+    for kept in published.ranked(dataset, scale):
         for title in kept[0][1]:
             yield from doubt.claims(title, [(rankings[title], wrong) for _, rankings, wrong in kept])
-
-
-def ranked(dataset: str, scale: str) -> list[list[tuple[RunConfig, dict[str, Ranking], Tensor]]]:
-    """What is kept of doubt for each kind of wrong labels, at each seed: run, rankings, and which labels are wrong. On
-    digits these are the planted ones, elsewhere those that people gave.
-    """
-    noises = [{}] if dataset == "digits" else [dict(noise=kind, noise_rate=1.0) for kind in HUMAN]
-    found = []
-    for noise in [noise for noise in noises if not noise or noise["noise"] in noises_of(dataset)]:
-        every = [row_recipe("PGD-AT+SGLR", dataset, scale, seed=seed, **noise) for seed in range(MOST_SEEDS)]
-        found.append([(config, *kept) for config in every if (kept := doubt.kept(config))])
-    return [kept for kept in found if kept]
 
 
 def table() -> pd.DataFrame:
