@@ -16,7 +16,7 @@ from sglrlib.__main__ import main
 from sglrlib.paths import CLAIMS, ROOT
 from sglrlib.recipes import recipe, row_recipe, swept
 from sglrlib.store.results import pack_shares, publish
-from sglrlib.studies import readme, registry, separability
+from sglrlib.studies import published, readme, registry, separability
 from sglrlib.studies.refinement import drop_claims
 
 
@@ -172,3 +172,9 @@ def test_many_effects_are_said_by_their_range():
     rows = [{"effect (95 %)": f"{k:+.1f} points (0.0 to 9.0)", "measured by": f"rate {k}"} for k in (3, -1, 2, 5)]
     assert readme.effects(pd.DataFrame(rows)) == "effects from -1.0 points to +5.0 points"
     assert readme.effects(pd.DataFrame(rows[:1])) == "rate 3: +3.0 points, 0.0 to 9.0"
+
+
+def test_the_largest_scale_is_that_which_has_something_for_every_label():
+    held = dict(paper=dict(a=[1], b=[]), small=dict(a=[2], b=[3]), mini=dict(a=[4], b=[5]))
+    assert published.largest(lambda dataset, scale: held[scale]) == held["small"]
+    assert published.largest(lambda dataset, scale: dict(a=[], b=[1])) == {}
