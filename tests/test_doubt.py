@@ -81,14 +81,24 @@ def test_average_precision_by_hand():
     assert gain == pytest.approx(100 * ((1 + 2 / 3) / 2 - 1 / 2)) and error > 0
 
 
-def test_verdicts_of_a_right_a_reversed_and_a_random_order():
+def test_verdicts_of_a_right_a_reversed_and_a_random_order(small):
     wrong = torch.arange(600) < 150
     orders = [torch.arange(600), torch.arange(599, -1, -1), torch.randperm(600, generator=torch.manual_seed(0))]
     expected = [["seen"] * 3, ["not seen"] * 3, ["not seen"] * 3]
     for order, answers in zip(orders, expected, strict=True):
-        found = claims("it", [(ranking_of(order, 140), wrong)])
+        found = claims([(small(), {"it": ranking_of(order, 140)}, wrong)])
         assert [claim.word.removesuffix(" in this run") for claim in found] == answers
-    assert len(claims("it", [(ranking_of(orders[0], 0), wrong)])) == 2  # nothing flagged, so no precision
+    assert len(claims([(small(), {"it": ranking_of(orders[0], 0)}, wrong)])) == 2  # nothing flagged, so no precision
+    assert claims([]) == []
+
+
+def test_claims_name_each_ranking_and_whose_labels_they_are():
+    wrong = torch.arange(20) < 5
+    both = {"one": ranking_of(torch.arange(20), 5), "other": ranking_of(torch.arange(20), 5)}
+    people = recipe("cifar10", "small", noise="human_worst", noise_rate=1.0)
+    of = [claim.of for claim in claims([(people, both, wrong)])]
+    assert [text.partition(":")[0] for text in of] == ["one"] * 3 + ["other"] * 3
+    assert all(text.endswith(", people's labels, worst") for text in of)
 
 
 def test_rankings_are_kept_for_the_registry(small, tmp_path, monkeypatch):
@@ -99,7 +109,8 @@ def test_rankings_are_kept_for_the_registry(small, tmp_path, monkeypatch):
     rankings, again = doubt.kept(small())
     assert torch.equal(again, wrong) and torch.equal(rankings["it"].flagged, ranking.flagged)
     assert beyond_chance(rankings["it"], again) == pytest.approx(beyond_chance(ranking, wrong))
-    three = claims("it", [(ranking, wrong)] * 2 + [(ranking_of(torch.arange(600), 150), wrong)])
+    third = ranking_of(torch.arange(600), 150)
+    three = claims([(small(), {"it": each}, wrong) for each in (ranking, ranking, third)])
     assert [claim.seeds for claim in three] == [3, 3, 3]
     assert three[2].effect == pytest.approx(100 * (2 * 140 / 150 + 1) / 3 - 50)
 
@@ -179,10 +190,14 @@ def test_the_notebook_without_planted_errors_and_without_weights(store, capsys):
     notebook = ROOT / "notebooks" / "10_mislabelled.ipynb"
     tiny = dict(epochs=1, train_size=60, val_size=20, test_size=20, noise_rate=0.0)
     text = execute(notebook, **tiny, folds=2)
-    assert "60 training images, 0 with a planted wrong label; 2 folds" in text
+    assert "seed 0: 60 training images, 0 with a wrong label; 2 folds" in text
     assert "the two rankings agree" in text and "wrong labels are found" not in text  # nobody knows which are wrong
     assert len(list((store / "runs" / "figures").glob("10_mislabelled_digits_mini_*_2_folds.png"))) == 1
+    planted = tiny | dict(noise_rate=0.5)
+    text = execute(notebook, **planted, folds=2, seeds=2)
+    assert "rankings of 2 of 2 seeds; digits, 60 training labels" in text and "wrong labels are found" in text
+    assert "seed 1: 60 training images" in text and len(list((store / "runs" / "figures").glob("*precision*.png"))) == 1
     text = execute(notebook, **tiny, folds=3, train=False)
     assert text.count("\ndigits-standard-hard-s0-") == 3 and "missing: digits-standard-hard-s0" in text
-    assert "0 rankings" in text and "No claim can be judged" in text
+    assert "rankings of 0 of 1 seeds" in text and "No claim can be judged" in text
     assert capsys.readouterr().err == ""

@@ -16,8 +16,10 @@ from torch import Tensor
 from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import outputs
+from sglrlib.method.data import HUMAN
 from sglrlib.method.datasets import DATASETS
 from sglrlib.paths import RESULTS
+from sglrlib.show import style
 from sglrlib.show.verdicts import Claim, judged
 from sglrlib.store import checkpoint
 from sglrlib.store.results import pack, pack_shares, unpack, unpack_shares
@@ -107,21 +109,27 @@ def rankings(config: RunConfig, folds: Sequence[RunConfig], device="cpu") -> dic
     return {"confident learning": confident_learning(y, learnt), "refined labels": by_refined_labels(y, refined)}
 
 
-def claims(title: str, found: Sequence[tuple[Ranking, Tensor]]) -> list[Claim]:
-    """Whether rankings find the wrong labels; each with which are wrong, (n,), one pair a seed. Some must be wrong.
+def claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> list[Claim]:
+    """Whether each of the rankings finds the wrong labels. found, one a seed: run, rankings, and which of its labels
+    are wrong, (n,); some must be. None where there are no seeds.
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    measures = {
-        "average precision above their share": [beyond_chance(*each) for each in found],
-        "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in found if r.flagged.any()],
-        "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in found],
-    }
-    return [
-        judged("found", "wrong labels are found", f"{title}: {of}", *zip(*values, strict=True))
-        for of, values in measures.items()
-        if values
-    ]
+    claims, noise = [], found[0][0].noise if found else ""
+    whose = f", {style.named(noise)}" if noise in HUMAN else ""
+    for title in found[0][1] if found else ():
+        seeds = [(rankings[title], wrong) for _, rankings, wrong in found]
+        measures = {
+            "average precision above their share": [beyond_chance(*each) for each in seeds],
+            "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in seeds if r.flagged.any()],
+            "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in seeds],
+        }
+        claims += [
+            judged("found", "wrong labels are found", f"{title}: {of}{whose}", *zip(*values, strict=True))
+            for of, values in measures.items()
+            if values
+        ]
+    return claims
 
 
 def above_half(hits: Tensor) -> tuple[float, float]:

@@ -147,8 +147,7 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
 def doubted(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 10."""
     for kept in published.ranked(dataset, scale):
-        for title in kept[0][1]:
-            yield from doubt.claims(title, [(rankings[title], wrong) for _, rankings, wrong in kept])
+        yield from doubt.claims(kept)
 
 
 def table() -> pd.DataFrame:
