@@ -7,10 +7,8 @@ from unittest.mock import patch
 import matplotlib.pyplot as plt
 from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
-from sglrlib.show import notebook, page
+from sglrlib.show import notebook, page, plan
 
 
 def execute(path, **parameters) -> str:
@@ -29,7 +27,7 @@ def execute(path, **parameters) -> str:
         patch.object(page, "display", display),
         redirect_stdout(io.StringIO()) as printed,
     ):
-        for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
+        for cell in plan.cells(path, parameters):
             if cell.cell_type == "code":
                 shell.run_cell(cell.source, store_history=True).raise_error()
     plt.close("all")

@@ -252,3 +252,10 @@ def test_the_face_is_there_and_costs_nothing_until_it_is_used():
     assert sorted(sglrlib._HOMES) == sglrlib.__all__ and set(sglrlib.__all__) <= set(dir(sglrlib))
     with pytest.raises(AttributeError, match="expected one of recipe"):
         _ = sglrlib.jugde
+
+
+@pytest.mark.parametrize("module", ["sglrlib.__main__", "sglrlib.studies.registry", "sglrlib.show.notebook"])
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(module):
+    late = {"altair", "papermill", "sklearn.datasets", "torchvision"}
+    code = f"import sys, {module}; assert not {late} & {{*sys.modules}}"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

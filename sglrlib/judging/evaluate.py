@@ -37,6 +37,14 @@ def correct(
     return (outputs(model, x, y, attack, classes=classes, speed=speed)[1].argmax(1) == y).cpu()
 
 
+def accuracy_interval(flags: Tensor) -> tuple[float, float]:
+    """The 95 % interval over the choice of images (Wilson), in percent, of the accuracy that flags (N,) are of."""
+    from scipy.stats import binomtest  # here, as it takes a second
+
+    found = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
+    return 100 * found.low, 100 * found.high
+
+
 @torch.no_grad()
 def outputs(
     model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, *, classes: int | None = None,

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from sglrlib.judging.evaluate import correct, withstood
+from sglrlib.judging.evaluate import accuracy_interval, correct, withstood
 from sglrlib.judging.sanity import Check, suspect
 from sglrlib.method.attacks import chain, named_attack
 
@@ -29,9 +28,7 @@ class Report:
 
     def interval(self, attack: str) -> tuple[float, float]:
         """The 95 % interval of accuracy() over the choice of images (Wilson), in percent."""
-        flags = self.flags[attack]
-        found = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
-        return 100 * found.low, 100 * found.high
+        return accuracy_interval(self.flags[attack])
 
     @property
     def suspected(self) -> list[str]:

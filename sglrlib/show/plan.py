@@ -6,9 +6,6 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
-
 from sglrlib.checks import one_of
 from sglrlib.show import notebook
 from sglrlib.training import jobs, runs
@@ -23,8 +20,15 @@ def tasks(path: str | Path, parameters: dict, threads: int = 0, parent: int = 0)
     path = Path(path)
     if not path.is_file():
         one_of("notebook", str(path), map(str, sorted(path.parent.glob("*.ipynb"))))
-    cells = parameterize_notebook(load_notebook_node(str(path)), parameters).cells
-    return jobs.tasks(asked_for(cells), threads, parent)
+    return jobs.tasks(asked_for(cells(path, parameters)), threads, parent)
+
+
+def cells(path: Path, parameters: dict | None = None) -> list:
+    """A notebook's cells, its parameters changed as papermill changes them."""
+    from papermill.iorw import load_notebook_node  # here, as it takes three seconds
+    from papermill.parameterize import parameterize_notebook
+
+    return parameterize_notebook(load_notebook_node(str(path)), parameters or {}).cells
 
 
 def asked_for(cells: list) -> list[runs.Wanted]:

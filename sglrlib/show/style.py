@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from torch import Tensor
 
 from sglrlib import paths
 from sglrlib.method.data import HUMAN
@@ -43,6 +44,7 @@ NAMES = dict(
     human_worst="people's labels, worst", hard="hard labels", smooth="smoothed labels", ensemble="temporal ensembling",
     rectified="rectified labels", self_guided="self-guided labels", alpha="α", lam="λ", refine_start="start",
 )  # fmt: skip
+CIFAR10 = "plane car bird cat deer dog frog horse ship truck".split()  # short, for axes
 WIDTH = 7.0  # inches, a page's
 
 
@@ -58,6 +60,17 @@ def grid(rows: int, columns: int, height: float = 2.9, **how: object) -> tuple[F
 def named(name: str) -> str:
     """What people call a dataset, network, kind of noise or label rule."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def class_names(dataset: str, classes: int) -> list[str]:
+    """What people call the classes: CIFAR-10's words, elsewhere their numbers."""
+    return CIFAR10 if dataset == "cifar10" else [str(k) for k in range(classes)]
+
+
+def draw(axis, image: Tensor) -> None:
+    """Show an image (C, H, W) in [0, 1] on an axis, grey where it has one channel."""
+    axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
 
 
 def colour_of(label: str, among: Iterable[str] = ()) -> object:

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Iterable
 
 import pandas as pd
-from scipy.stats import binomtest
 from torch import Tensor
 
 from sglrlib.config import RunConfig
+from sglrlib.judging.evaluate import accuracy_interval
 from sglrlib.paths import PAPER, RUNS
 from sglrlib.recipes import recipe
 from sglrlib.show.verdicts import judged
@@ -249,8 +249,6 @@ def interval(those: list[Result], checkpoint: str, column: str) -> tuple[float, 
     """
     values = [100 * per_image(run, checkpoint, column) for run in those]
     if checkpoint != "diff" and len(those) == 1:
-        right = int(values[0].count_nonzero())
-        bounds = binomtest(right, len(values[0])).proportion_ci(method="wilson")
-        return 100 * bounds.low, 100 * bounds.high
+        return accuracy_interval(values[0] > 0)
     found = judged("", "", "", values)
     return found.low, found.high

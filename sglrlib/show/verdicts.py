@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import brentq
-from scipy.stats import chi2, norm
+from scipy.special import gammaincinv, ndtr
 from torch import Tensor
 
 from sglrlib.checks import UsageError
@@ -113,7 +113,7 @@ def interval(effect: float, from_seeds: float, from_images: float, seeds: int) -
         return effect, effect, float(effect == 0)
 
     def outside(distance: float) -> float:
-        return float(2 * norm.sf(distance / widths).mean())
+        return float(2 * ndtr(-distance / widths).mean())
 
     half = brentq(lambda distance: outside(distance) - LEVEL, 0, 1000 * widths.max())
     return effect - half, effect + half, outside(abs(effect))
@@ -122,7 +122,7 @@ def interval(effect: float, from_seeds: float, from_images: float, seeds: int) -
 @functools.cache
 def chi_squares(degrees: int, points: int = 500) -> np.ndarray:
     """Quantiles of a chi-square distribution, equally probable, to average over."""
-    return chi2.ppf((np.arange(points) + 0.5) / points, degrees)
+    return 2 * gammaincinv(degrees / 2, (np.arange(points) + 0.5) / points)
 
 
 def at_chance(*groups: Sequence[Result]) -> str:

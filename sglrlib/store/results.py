@@ -11,10 +11,10 @@ from pathlib import Path
 import fastjsonschema
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from sglrlib.config import RunConfig, make_config
+from sglrlib.judging.evaluate import accuracy_interval
 from sglrlib.method.datasets import DATASETS
 from sglrlib.paths import RESULTS, RUNS
 from sglrlib.source import CODE
@@ -78,9 +78,8 @@ class Result:
         """Whether the last checkpoint may be guessing: the 95 % interval (Wilson) of its natural accuracy reaches down
         to one in so many classes as there are.
         """
-        flags = self.flags("last", "natural")
-        found = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
-        return bool(found.low <= 1 / DATASETS[self.config.dataset].classes)
+        low, _ = accuracy_interval(self.flags("last", "natural"))
+        return low <= 100 / DATASETS[self.config.dataset].classes
 
     def drop(self, column: str) -> float:
         """Best minus last checkpoint, in points: the Diff of the paper's tables."""

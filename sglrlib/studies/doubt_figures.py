@@ -14,7 +14,6 @@ from sglrlib.method.data import Split
 from sglrlib.method.datasets import DATASETS, human_labels
 from sglrlib.show import style
 from sglrlib.studies.doubt import Ranking
-from sglrlib.studies.tour import CIFAR10, class_names, show
 
 SOURCES = {"confident learning": (style.OTHER_COLOURS[0], "--"), "refined labels": (style.COLOURS["PGD-AT+SGLR"], "-")}
 WRONG = style.COLOURS["PGD-AT"]
@@ -31,13 +30,13 @@ def most_doubted(rankings: dict[str, Ranking], train: Split, config: RunConfig, 
     framed, where they are known.
     """
     wrong = train.y != train.y_clean
-    names = class_names(config, DATASETS[config.dataset].classes)
+    names = style.class_names(config.dataset, DATASETS[config.dataset].classes)
     figure, axes = style.grid(4, 8, 5.4)
     for (title, ranking), rows in zip(rankings.items(), (axes[:2], axes[2:]), strict=True):
         for axis, places in zip(rows[:, 0], ("1 to 8", "9 to 16"), strict=True):
             axis.set_ylabel(f"{title}\n{places}", fontsize=8)
         for axis, i in zip(rows.flat, ranking.order.tolist(), strict=False):
-            show(axis, train.x([i])[0])
+            style.draw(axis, train.x([i])[0])
             axis.set_title(f"{names[train.y[i]]}\n→ {names[ranking.likely[i]]}{' ×' * wrong[i].item()}", fontsize=7)
             for spine in axis.spines.values():
                 spine.set(visible=wrong[i].item(), color=WRONG, lw=2)
@@ -106,8 +105,8 @@ def by_people(seed: int = 0) -> Figure:
     drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:16]
     figure, axes = style.grid(2, 8, 2.9)
     for axis, i in zip(axes.flat, drawn.tolist(), strict=True):
-        show(axis, torch.from_numpy(images[places[i]]).float() / 255)
-        axis.set_title(f"{CIFAR10[y[places[i]]]}\n→ {CIFAR10[said[i]]}", fontsize=7)
+        style.draw(axis, torch.from_numpy(images[places[i]]).float() / 255)
+        axis.set_title(f"{style.CIFAR10[y[places[i]]]}\n→ {style.CIFAR10[said[i]]}", fontsize=7)
         for spine in axis.spines.values():
             spine.set_visible(False)
     share = len(places) / len(y)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from papermill.iorw import load_notebook_node
 
 from sglrlib.paths import ROOT
 from sglrlib.show import notebook, page, plan
@@ -21,7 +20,7 @@ def drawn(paths: Iterable[Path] = NOTEBOOKS) -> Iterator[tuple[str, Figure]]:
     committed results. A figure is closed when the next one is asked for.
     """
     for path in paths:
-        sources = [cell.source for cell in load_notebook_node(str(path)).cells if cell.cell_type == "code"]
+        sources = [cell.source for cell in plan.cells(path) if cell.cell_type == "code"]
         showing = [i for i, source in enumerate(sources, 1) if re.search(r"show_committed\(|committed=\"", source)]
         with notebook.planning() as planned, page.drawing() as found, redirect_stdout(io.StringIO()):
             plan.execute(sources[: max(showing, default=0)], planned.namespace)

@@ -22,7 +22,6 @@ from sglrlib.paths import RESULTS
 from sglrlib.show import style
 from sglrlib.show.tables import mean_and_spread
 from sglrlib.show.verdicts import Claim, judged
-from sglrlib.studies.tour import class_names
 from sglrlib.training.networks import load_model
 from sglrlib.training.train import run_data
 
@@ -117,7 +116,7 @@ def picture(axis, e: Embedding, points: np.ndarray) -> None:
     sns.despine(ax=axis, left=True, bottom=True)
     if classes > len(TEN):
         return
-    names, present = class_names(e.config, classes), np.unique(e.y)
+    names, present = style.class_names(e.config.dataset, classes), np.unique(e.y)
     unit = np.ptp([axis.get_xlim(), axis.get_ylim()], axis=1) / points
     medians = np.array([np.median(e.plane[e.y == k], 0) for k in present])
     places = apart(medians, np.array([[6.0 * len(names[k]) + 2, 10.0] for k in present]) * unit)

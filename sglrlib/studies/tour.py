@@ -14,11 +14,10 @@ from torch import Tensor
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
 from sglrlib.show.plots import mark_phases
-from sglrlib.show.style import entitle, grid, named, noise_in_words
+from sglrlib.show.style import class_names, draw, entitle, grid, named, noise_in_words
 from sglrlib.show.verdicts import judged
 from sglrlib.training.step import Step
 
-CIFAR10 = "plane car bird cat deer dog frog horse ship truck".split()  # short, for axes
 TRUE, GIVEN, OTHERS = "#0F4C8A", "#D98B2B", "#8A8A8A"
 ROLES = dict(zip(("given label", "true label", "all others"), (GIVEN, TRUE, OTHERS), strict=True))
 DASHES = dict(zip(ROLES, ("--", "-", ":"), strict=True))
@@ -33,14 +32,14 @@ def attacked(
     x, x_adv (n, C, H, W) in [0, 1]; clean, adv: their logits (n, K); y, y_true: given and true labels (n,); flipped:
     for each image of the batch that they are chosen from, whether its reading turns.
     """
-    names, eps = class_names(config, clean.shape[1]), config.eps_255
+    names, eps = class_names(config.dataset, clean.shape[1]), config.eps_255
     figure, axes = grid(3, len(x), 4.2)
     for i, column in enumerate(axes.T):
         given, true = names[y[i]], names[y_true[i]]
         before, after = (names[logits[i].argmax()] for logits in (clean, adv))
-        show(column[0], x[i])
+        draw(column[0], x[i])
         signed = column[1].imshow(255 * (x_adv - x)[i].mean(0).numpy(), cmap="RdBu_r", vmin=-eps, vmax=eps)
-        show(column[2], x_adv[i])
+        draw(column[2], x_adv[i])
         label = f"label: {given}" if given == true else f"label: {given}\n(truly {true})"
         colour = "black" if given == true else "#8A4B00"
         column[0].set_title(f"{label}\nread as {before}", fontsize=7.5, color=colour)
@@ -132,7 +131,7 @@ def recorded(said: Tensor, train: Split, samples: Tensor, config: RunConfig) -> 
     """What was said of the samples after each epoch, said (epochs, 2, n, K), of the given and the true class and of all
     others, with the weight that the label gives them and the number of updates of the average since refinement began.
     """
-    names, rows = class_names(config, said.shape[-1]), []
+    names, rows = class_names(config.dataset, said.shape[-1]), []
     for place, sample in enumerate(samples.tolist()):
         given, true = train.y[sample].item(), train.y_clean[sample].item()
         title = f"{place + 1}: {names[given]}" + f" (truly {names[true]})" * (given != true)
@@ -237,9 +236,9 @@ def verdicts(checks: dict[str, bool], batch: int, found: list[tuple[str, Tensor,
 
 def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], config: RunConfig) -> None:
     """One row of axes: a sample's image, then its target at each epoch, of the classes that ever weigh most."""
-    names = class_names(config, targets.shape[2])
+    names = class_names(config.dataset, targets.shape[2])
     given, true = train.y[sample].item(), train.y_clean[sample].item()
-    show(row[0], train.x([sample])[0])
+    draw(row[0], train.x([sample])[0])
     row[0].set_title(f"given: {names[given]}\ntrue: {names[true]}", fontsize=8)
     heaviest = sorted(targets[epochs, sample].amax(0).topk(min(MOST_BARS, len(names))).indices.tolist())
     colours = [TRUE if k == true else GIVEN if k == given else "0.6" for k in heaviest]
@@ -252,14 +251,3 @@ def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], con
         axis.set(ylim=(0, 1.02), yticks=[0, 0.5, 1], yticklabels=["0", "½", "1"] if axis is row[1] else [])
         sns.despine(ax=axis)
     row[1].set_ylabel("Target")
-
-
-def show(axis, image: Tensor) -> None:
-    """An image (C, H, W) in [0, 1], grey where it has one channel."""
-    axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-    axis.set(xticks=[], yticks=[])
-
-
-def class_names(config: RunConfig, classes: int) -> list[str]:
-    """What people call the classes: CIFAR-10's words, elsewhere their numbers."""
-    return CIFAR10 if config.dataset == "cifar10" else [str(k) for k in range(classes)]
