@@ -7,7 +7,7 @@ from test_studies import result, rows
 
 from sglrlib.recipes import recipe
 from sglrlib.show.style import alternative_text
-from sglrlib.studies import noise_kinds, overfitting, phases
+from sglrlib.studies import noise_kinds, overfitting, phases, sweep
 
 EPOCHS = 60  # of digits; the learning rate drops in epochs 39 and 54
 
@@ -92,3 +92,24 @@ def test_budgets_are_compared_with_runs_on_the_same_data_alone(dataset, same):
     assert ("no planted noise" in [text.get_text() for text in figure.axes[1].texts]) == same
     config = noise_kinds.at_strength(noise_kinds.USUAL, "cifar10", "small", seed=2)
     assert config == recipe("cifar10", "small", seed=2)
+
+
+def test_a_sweep_is_drawn_one_kind_of_noise_at_a_time_and_peoples_labels_as_one():
+    """Of test images people gave no other labels, and the paper's table has none of these."""
+    noises = [("symmetric", 0.2), ("symmetric", 0.6), ("human_worst", 1.0), ("human_aggregate", 1.0)]
+    columns = ("train_natural", "train_natural_clean", "test_natural", "test_natural_noisy", "train_natural_wrong")
+    runs = [
+        result(
+            rows([1, 1], **{name: [50, 60] for name in columns}), correct=(60, 60), dataset="cifar10",
+            labels=rule, noise=noise, noise_rate=rate,
+        )
+        for noise, rate in noises for rule in ("hard", "self_guided")
+    ]  # fmt: skip
+    parts = sweep.by_kind(sweep.by_noise({"any": runs}))
+    assert {kind: list(part) for kind, part in parts.items()} == {"symmetric": noises[:2], "human": noises[2:]}
+    drawn, people = (sweep.figure(part, "Figure B.4") for part in parts.values())
+    assert [axis.get_title() for axis in drawn.axes[:2]] == ["20% noise", "60% noise"]
+    assert [axis.get_title() for axis in people.axes[:2]] == ["people's labels, worst", "people's labels, aggregate"]
+    for figure, styles, papers in ((drawn, {"-", ":"}, True), (people, {"-"}, False)):
+        assert {line.get_linestyle() for line in figure.axes[0].lines if len(line.get_xdata()) == 2} - {"--"} == styles
+        assert ("Hollow, at the right: the paper's" in " ".join(figure.get_supxlabel().split())) == papers

@@ -33,6 +33,14 @@ def by_noise(runs: dict[str, list[Result]]) -> Sweep:
     return sweep
 
 
+def by_kind(sweep: Sweep) -> dict[str, Sweep]:
+    """A sweep's parts, one a kind of noise; all labels that people gave are of one, 'human'."""
+    parts: dict[str, Sweep] = {}
+    for (noise, rate), runs in sweep.items():
+        parts.setdefault("human" if noise in HUMAN else noise, {})[noise, rate] = runs
+    return parts
+
+
 def described(configs: list[RunConfig]) -> str:
     """What is about to be run or shown, whatever the noise; without attack nothing of the budget and of lambda, which
     then do nothing: x' is x.
@@ -56,17 +64,16 @@ def memorised(run: Result) -> float:
 
 
 def figure(sweep: Sweep, item: str) -> Figure:
-    """Accuracy over epochs on test images above, on training images below, one column a rate of the first noise. In
-    both rows against true labels solid, against labels with noise dotted; dashed the portion of correct training
-    labels. At the right end of the upper row the paper's Table B.2.
+    """Accuracy over epochs on test images above, on training images below, one column a noise and rate. In both rows
+    against true labels solid, against labels with noise dotted; dashed the portion of correct training labels. At the
+    right end of the upper row the paper's Table B.2, for what it has.
     """
-    noise = next(iter(sweep))[0]
-    rates = {rate: runs for (kind, rate), runs in sweep.items() if kind == noise}
-    drawn, axes = style.grid(2, len(rates), 5.6, sharex=True, sharey="row")
-    ends, rules = {}, {}  # of each rule in the last column that has it
-    for (test, train), (rate, runs) in zip(axes.T, rates.items(), strict=True):
+    drawn, axes = style.grid(2, len(sweep), 5.6, sharex=True, sharey="row")
+    ends, rules, marked = {}, {}, False  # ends and rules: of each rule in the last column that has it
+    for (test, train), ((noise, rate), runs) in zip(axes.T, sweep.items(), strict=True):
         titled = {f"PGD-AT{LABELS[rule].title}": those for rule, those in runs.items()}  # whose colours the rules have
-        plots.lines(test, titled, dict(test_natural="-", test_natural_noisy=":"))
+        noisy = {} if noise in HUMAN else dict(test_natural_noisy=":")  # nobody gave test images other labels
+        plots.lines(test, titled, dict(test_natural="-") | noisy)
         ends |= plots.lines(train, titled, dict(train_natural_clean="-", train_natural=":"))
         rules |= dict(zip(titled, runs, strict=True))
         some = next(iter(runs.values()))[0]
@@ -79,33 +86,32 @@ def figure(sweep: Sweep, item: str) -> Figure:
             error = of_paper(rule, noise, rate)
             if error is not None:
                 how = dict(color=style.colour_of(title), mfc="white", ms=5, mew=1.2, zorder=4)
+                marked = True
                 test.plot(1.12 * some.config.epochs, 100 - error, style.marker_of(title), **how)
-        test.set_title(f"{rate:.0%} noise", fontsize=9)
+        test.set_title(style.named(noise) if noise in HUMAN else f"{rate:.0%} noise", fontsize=9)
         train.set_xlabel("Epoch")
     names = {title: f"{style.named(rule)} {SIGNS.get(style.marker_of(title), '')}" for title, rule in rules.items()}
     right = train.get_xlim()[1]  # beside the axis: the dashed line ends there
     style.label_ends(train, {names[title]: (right, *ends[title][1:]) for title in names})
     axes[0, 0].set_ylabel("Test accuracy (%)")
     axes[1, 0].set_ylabel("Training accuracy (%)")
-    config, seeds = some.config, {len(those) for runs in rates.values() for those in runs.values()}
+    config, seeds = some.config, {len(those) for runs in sweep.values() for those in runs.values()}
     each = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else max(seeds)
     said = f"{each} seeds a curve, bands from lowest to highest" if seeds != {1} else f"seed {config.seed}"
     small = (
         f"{item}: {style.named(config.dataset)}, {style.named(config.arch)}, {METHODS[config.method].title} training, "
-        f"{some.sizes['train']:,} training and {some.sizes['test']:,} test images; noise: {style.named(noise)}; "
-        f"{said}. "
+        f"{some.sizes['train']:,} training and {some.sizes['test']:,} test images; "
+        f"noise: {', '.join(dict.fromkeys(style.named(noise) for noise, _ in sweep))}; {said}. "
         "Solid: against true labels; dotted: against labels with noise; dashed: portion of correct training labels; "
-        "dotted upright: refinement starts. Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 "
-        "with another network."
+        "dotted upright: refinement starts."
     )
-    others = [style.named(kind) for kind in dict.fromkeys(kind for kind, _ in sweep) if kind != noise]
-    small += f" Not drawn, in the table: {', '.join(others)}." * bool(others)
-    return style.entitle(drawn, message(rates), small)
+    small += " Hollow, at the right: the paper's Table B.2 as 100 - error, on CIFAR-10 with another network." * marked
+    return style.entitle(drawn, message(sweep), small)
 
 
-def message(rates: dict[float, dict[str, list[Result]]]) -> str:
+def message(sweep: Sweep) -> str:
     """What self-guided labels gain over hard ones in the end where labels are wrong, and what is still memorised."""
-    both = [runs for rate, runs in rates.items() if rate and {"hard", "self_guided"} <= runs.keys()]
+    both = [runs for (_, rate), runs in sweep.items() if rate and {"hard", "self_guided"} <= runs.keys()]
     if not both:
         return "Training and test accuracy where labels are wrong"
     gained = [ends(runs["self_guided"], "test_natural") - ends(runs["hard"], "test_natural") for runs in both]
@@ -140,7 +146,7 @@ def table(sweep: Sweep) -> pd.DataFrame:
     seeds = sorted({len(those) for runs in sweep.values() for those in runs.values()})
     cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {("", "wrong training labels"): {}}
     for (noise, rate), runs in sweep.items():
-        at = style.named(noise), f"{rate:.0%}"
+        at = style.named(noise), "all" if noise in HUMAN else f"{rate:.0%}"
         cells["", "wrong training labels"][at] = f"{100 - portion_correct(next(iter(runs.values()))[0]):.0f} %"
         errors: dict[str, dict[str, str]] = {}
         for rule, those in runs.items():
