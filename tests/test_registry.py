@@ -52,6 +52,17 @@ def test_every_claim_stands_once_and_names_a_notebook():
         assert len(list((ROOT / "notebooks").glob(f"{row['notebook']}_*.ipynb"))) == 1
 
 
+def test_adversarial_training_on_peoples_labels_is_judged_apart(kept):
+    for seed in range(3):
+        for labels, last in (("hard", 700), ("self_guided", 790)):
+            people = dict(dataset="cifar10", scale="small", noise="human_worst", noise_rate=1.0)
+            publish(result(labels, 800, last, 810 - last, 10, seed=seed, **people))
+    claims = found()
+    assert claims["overfits", "PGD-20, best - last, people's labels, worst"].word == "holds"
+    assert claims["robust", "PGD-20, last epoch, people's labels, worst"].effect == pytest.approx(9)
+    assert all(of.endswith(", people's labels, worst") for _, of in claims)
+
+
 def test_three_seeds_are_a_verdict_and_fewer_are_not(kept):
     commit(2)
     assert not {claim.word for claim in found().values()} & {"holds", "does not hold", "open"}

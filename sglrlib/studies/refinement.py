@@ -9,15 +9,19 @@ from sglrlib.show.verdicts import Claim, at_chance, judged
 from sglrlib.store.results import Result, paired
 
 
-def claims(hard: list[Result], refined: list[Result], columns: Iterable[str] = ("pgd_20", "natural")) -> list[Claim]:
-    """The claims on a method and the same with refined labels. Robust is what each attack of columns says."""
+def claims(
+    hard: list[Result], refined: list[Result], columns: Iterable[str] = ("pgd_20", "natural"), data: str = ""
+) -> list[Claim]:
+    """The claims on a method and the same with refined labels. Robust is what each attack of columns says; data says
+    what is particular about what they were trained on.
+    """
     why, a, b = at_chance(hard, refined), hard[0].config.title, refined[0].config.title
     family = "trades_" if a == "TRADES" else ""
     found = []
 
     def claim(name: str, text: str, of: str, values: list[Tensor], reason: str = "") -> None:
         if values:  # a comparison needs a seed that both have
-            found.append(judged(family + name, text, of, values, reason=why or reason))
+            found.append(judged(family + name, text, of + f", {data}" * bool(data), values, reason=why or reason))
 
     for c in columns:
         name = column_title(c)

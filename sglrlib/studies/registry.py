@@ -5,11 +5,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 
+from sglrlib.method.data import HUMAN, noises_of
 from sglrlib.paths import CLAIMS, RESULTS
 from sglrlib.recipes import swept
+from sglrlib.show import style
 from sglrlib.show.verdicts import Claim, holm, with_interval
 from sglrlib.store.results import Result
 from sglrlib.studies import (
@@ -57,6 +60,8 @@ def judge(dataset: str, scale: str) -> Iterator[Claim]:
     """The claims on one dataset at one scale, notebook by notebook."""
     row = published.rows_at(dataset, scale)
     yield from main_tables(row)
+    for kind in [kind for kind in HUMAN if kind in noises_of(dataset)]:
+        yield from main_tables(partial(row, noise=kind, noise_rate=1.0), style.named(kind))
     yield from noise_rates(dataset, scale)
     yield from calibrated(row)
     yield from separability.claims(published.embeddings(dataset, scale))
@@ -74,13 +79,13 @@ def recorded(runs: list[Result]) -> list[Result]:
     return [run for run in runs if run.curve and needed <= run.curve[-1].keys()]
 
 
-def main_tables(row: Row) -> Iterator[Claim]:
-    """Notebooks 01 and 02."""
+def main_tables(row: Row, data: str = "") -> Iterator[Claim]:
+    """Notebooks 01 and 02; data names training data that are not the dataset's own."""
     for method in ("PGD-AT", "TRADES"):
         hard, refined = row(method), row(method + "+SGLR")
         columns = [c for c in ("pgd_20", "autoattack", "natural") if all(run.has(c, 1) for run in hard + refined)]
         if hard and refined:
-            yield from refinement.claims(hard, refined, columns)
+            yield from refinement.claims(hard, refined, columns, data)
 
 
 def noise_rates(dataset: str, scale: str) -> Iterator[Claim]:
