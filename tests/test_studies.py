@@ -35,7 +35,7 @@ from sglrlib.training.train import run_data
 
 def result(curve, *, best=1, correct=(90, 80), n=100, confidences=(), **changes) -> Result:
     """A result with so many of n images correct at best and last, natural and under PGD-20."""
-    config = recipe(**(dict(dataset="digits") | changes))
+    config = recipe(**changes)
     flags = [torch.arange(n) < k for k in correct]
     evaluations = {
         which: {column: dict(flags=pack(f)) for column in ("natural", "pgd_20")}

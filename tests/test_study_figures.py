@@ -95,7 +95,7 @@ def test_budgets_are_compared_with_runs_on_the_same_data_alone(dataset, same):
 
 
 def test_a_sweep_is_drawn_one_kind_of_noise_at_a_time_and_peoples_labels_as_one():
-    """Of test images people gave no other labels, and the paper's table has none of these."""
+    """CIFAR-N has no labels of test images, and the paper's table nothing of people's labels."""
     noises = [("symmetric", 0.2), ("symmetric", 0.6), ("human_worst", 1.0), ("human_aggregate", 1.0)]
     columns = ("train_natural", "train_natural_clean", "test_natural", "test_natural_noisy", "train_natural_wrong")
     runs = [

@@ -67,7 +67,7 @@ def class_names(dataset: str, classes: int) -> list[str]:
     return CIFAR10 if dataset == "cifar10" else [str(k) for k in range(classes)]
 
 
-def draw(axis, image: Tensor) -> None:
+def draw_image(axis, image: Tensor) -> None:
     """Show an image (C, H, W) in [0, 1] on an axis, grey where it has one channel."""
     axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])

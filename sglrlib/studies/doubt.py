@@ -115,7 +115,7 @@ def claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> lis
 
     Average precision is held against their share, about that of a random order; precision and recall against one half.
     """
-    claims, noise = [], found[0][0].noise if found else ""
+    judgements, noise = [], found[0][0].noise if found else ""
     whose = f", {style.named(noise)}" if noise in HUMAN else ""
     for title in found[0][1] if found else ():
         seeds = [(rankings[title], wrong) for _, rankings, wrong in found]
@@ -124,12 +124,12 @@ def claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> lis
             "precision above one half": [above_half(wrong[r.flagged]) for r, wrong in seeds if r.flagged.any()],
             "recall above one half": [above_half(r.flagged[wrong]) for r, wrong in seeds],
         }
-        claims += [
+        judgements += [
             judged("found", "wrong labels are found", f"{title}: {of}{whose}", *zip(*values, strict=True))
             for of, values in measures.items()
             if values
         ]
-    return claims
+    return judgements
 
 
 def above_half(hits: Tensor) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def most_doubted(rankings: dict[str, Ranking], train: Split, config: RunConfig, 
         for axis, places in zip(rows[:, 0], ("1 to 8", "9 to 16"), strict=True):
             axis.set_ylabel(f"{title}\n{places}", fontsize=8)
         for axis, i in zip(rows.flat, ranking.order.tolist(), strict=False):
-            style.draw(axis, train.x([i])[0])
+            style.draw_image(axis, train.x([i])[0])
             axis.set_title(f"{names[train.y[i]]}\n→ {names[ranking.likely[i]]}{' ×' * wrong[i].item()}", fontsize=7)
             for spine in axis.spines.values():
                 spine.set(visible=wrong[i].item(), color=WRONG, lw=2)
@@ -105,7 +105,7 @@ def by_people(seed: int = 0) -> Figure:
     drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:16]
     figure, axes = style.grid(2, 8, 2.9)
     for axis, i in zip(axes.flat, drawn.tolist(), strict=True):
-        style.draw(axis, torch.from_numpy(images[places[i]]).float() / 255)
+        style.draw_image(axis, torch.from_numpy(images[places[i]]).float() / 255)
         axis.set_title(f"{style.CIFAR10[y[places[i]]]}\n→ {style.CIFAR10[said[i]]}", fontsize=7)
         for spine in axis.spines.values():
             spine.set_visible(False)

@@ -72,7 +72,7 @@ def figure(sweep: Sweep, item: str) -> Figure:
     ends, rules, marked = {}, {}, False  # ends and rules: of each rule in the last column that has it
     for (test, train), ((noise, rate), runs) in zip(axes.T, sweep.items(), strict=True):
         titled = {f"PGD-AT{LABELS[rule].title}": those for rule, those in runs.items()}  # whose colours the rules have
-        noisy = {} if noise in HUMAN else dict(test_natural_noisy=":")  # nobody gave test images other labels
+        noisy = {} if noise in HUMAN else dict(test_natural_noisy=":")  # CIFAR-N has none of test images
         plots.lines(test, titled, dict(test_natural="-") | noisy)
         ends |= plots.lines(train, titled, dict(train_natural_clean="-", train_natural=":"))
         rules |= dict(zip(titled, runs, strict=True))

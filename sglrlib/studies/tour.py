@@ -14,7 +14,7 @@ from torch import Tensor
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
 from sglrlib.show.plots import mark_phases
-from sglrlib.show.style import class_names, draw, entitle, grid, named, noise_in_words
+from sglrlib.show.style import class_names, draw_image, entitle, grid, named, noise_in_words
 from sglrlib.show.verdicts import judged
 from sglrlib.training.step import Step
 
@@ -37,9 +37,9 @@ def attacked(
     for i, column in enumerate(axes.T):
         given, true = names[y[i]], names[y_true[i]]
         before, after = (names[logits[i].argmax()] for logits in (clean, adv))
-        draw(column[0], x[i])
+        draw_image(column[0], x[i])
         signed = column[1].imshow(255 * (x_adv - x)[i].mean(0).numpy(), cmap="RdBu_r", vmin=-eps, vmax=eps)
-        draw(column[2], x_adv[i])
+        draw_image(column[2], x_adv[i])
         label = f"label: {given}" if given == true else f"label: {given}\n(truly {true})"
         colour = "black" if given == true else "#8A4B00"
         column[0].set_title(f"{label}\nread as {before}", fontsize=7.5, color=colour)
@@ -238,7 +238,7 @@ def bars(row, train: Split, targets: Tensor, sample: int, epochs: list[int], con
     """One row of axes: a sample's image, then its target at each epoch, of the classes that ever weigh most."""
     names = class_names(config.dataset, targets.shape[2])
     given, true = train.y[sample].item(), train.y_clean[sample].item()
-    draw(row[0], train.x([sample])[0])
+    draw_image(row[0], train.x([sample])[0])
     row[0].set_title(f"given: {names[given]}\ntrue: {names[true]}", fontsize=8)
     heaviest = sorted(targets[epochs, sample].amax(0).topk(min(MOST_BARS, len(names))).indices.tolist())
     colours = [TRUE if k == true else GIVEN if k == given else "0.6" for k in heaviest]
