@@ -63,6 +63,16 @@ def test_adversarial_training_on_peoples_labels_is_judged_apart(kept):
     assert all(of.endswith(", people's labels, worst") for _, of in claims)
 
 
+def test_spoilt_images_are_held_against_wrong_labels_without_any_attack_too(kept):
+    light = dict(swept("small"), dataset="cifar10", scale="small", method="standard", noise_rate=0.4)
+    for seed in range(3):
+        publish(result("hard", 800, 700, 110, 10, seed=seed, noise="symmetric", **light))
+        publish(result("hard", 700, 695, 15, 10, seed=seed, noise="shuffled_pixels", **light))
+    (claim,) = registry.kinds_of_noise(published.rows_at("cifar10", "small"), "cifar10", "small")
+    assert (claim.id, claim.of) == ("other_noise", "Natural, best - last, wrong labels against shuffled pixels")
+    assert claim.word == "holds" and claim.effect == pytest.approx(9.5)
+
+
 def test_three_seeds_are_a_verdict_and_fewer_are_not(kept):
     commit(2)
     assert not {claim.word for claim in found().values()} & {"holds", "does not hold", "open"}

@@ -138,8 +138,8 @@ def black_box(row: Row) -> Iterator[Claim]:
 
 def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 09."""
-    for name, column, light in (("PGD-AT", "pgd_20", {}), ("Standard", "natural", swept(scale))):
-        planted = noise_kinds.spoilt(("gaussian", "random_pixels", "symmetric")).items()
+    for name, column, share, light in (("PGD-AT", "pgd_20", 0.3, {}), ("Standard", "natural", 0.4, swept(scale))):
+        planted = noise_kinds.spoilt(("gaussian", "random_pixels", "shuffled_pixels", "symmetric"), share).items()
         kinds = {kind: row(name, column, **light, **changes) for kind, changes in planted}
         kinds = {kind: those for kind, those in kinds.items() if those}
         yield from refinement.drop_claims("other_noise", kinds, noise_kinds.WRONG_LABELS, column)
