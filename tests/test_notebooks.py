@@ -20,8 +20,9 @@ from sglrlib.recipes import PAPER_ROWS
 from sglrlib.store.results import Result
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TRAIN, TABLES, BLACK_BOX, ABLATION = (
-    ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_train_sglr", "02_main_tables", "08_black_box", "12_ablation")
+TOUR, TRAIN, TABLES, BLACK_BOX, ABLATION = (
+    ROOT / "notebooks" / f"{name}.ipynb"
+    for name in ("00_tour", "01_train_sglr", "02_main_tables", "08_black_box", "12_ablation")
 )
 SMALL = dict(epochs=2, train_size=60, val_size=40, test_size=50)
 TINY = dict(epochs=2, train_size=64, val_size=40, test_size=40)
@@ -74,6 +75,8 @@ def test_wrong_parameters_end_papermill_at_once(tmp_path):
         (TRAIN, dict(train="false"), "train = 'false' is of type str: expected True or False"),
         (TRAIN, dict(noise_rate=1.5), "noise_rate = 1.5 is out of range: expected from 0 to 1; the nearest is 1"),
         (TRAIN, dict(dataset="cifar10", scale="papr"), "scale (of cifar10) = 'papr' is not known. Did you mean"),
+        (TOUR, dict(seeds=3), "seeds = 3 is out of range: expected from 1 to 1"),
+        (TOUR, dict(scale="paper"), "scale = 'paper' is not known. Known: 'mini'"),
         (TABLES, dict(rows="PGD-AT+SLGR"), "row = 'PGD-AT+SLGR' is not known. Did you mean 'PGD-AT+SGLR'?"),
         (TABLES, dict(attacks="autoatack"), "attack = 'autoatack' is not known. Did you mean 'autoattack'?"),
         (TABLES, dict(rows="AWP", awp=-0.5), "awp = -0.5 is out of range: expected from 0 to 1; the nearest is 0"),

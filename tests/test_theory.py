@@ -445,6 +445,7 @@ def test_figures_draw_what_the_functions_say():
         ("eta", 0.95, "eta = 0.95 is out of range: expected from 0.01 to 0.89"),
         ("alpha", 0.5, "parameter = 'alpha' is not known."),
         ("epochs", 3, "parameter = 'epochs' is not known."),
+        ("seeds", 3, "seeds = 3 is out of range: expected from 1 to 1"),
     ],
 )
 def test_the_notebook_refuses_what_it_cannot_use(store, name, value, said):
