@@ -171,6 +171,19 @@ def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
     assert "*Open:* it is less (in 1 of 2 measurements, AutoAttack: +1, 0 to 2)." in said
 
 
+def test_of_many_measurements_the_range_is_said_and_of_too_few_seeds_no_effect(kept):
+    row = dict.fromkeys(registry.COLUMNS, "") | {"id": "spared", "scale": "digits", "claim": "it is less"}
+    rows = [
+        row | {"measured by": f"PGD-{size}", "verdict": word, "effect (95 %)": f"+{size} points (0 to 20)", "seeds": n}
+        for word, n, sizes in (("holds", 3, (7, 11, 9)), ("seen in this run", 1, (5, 6)))
+        for size in sizes
+    ]
+    pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
+    said = readme.came_out("01")
+    assert "*Holds:* it is less (in 3 of 5 measurements, effects from +7 points to +11 points)." in said
+    assert "*Seen in this run:* it is less (in 2 of 5 measurements)." in said
+
+
 def test_a_notebook_shows_its_own_claims(kept):
     commit()
     registry.VERDICTS.write_text(registry.text())

@@ -191,6 +191,16 @@ def test_the_noise_sweep_is_judged_at_each_rate():
     assert spared.effect == 93 and seen([spared]) == [True]
 
 
+def test_the_order_of_the_label_rules_is_judged_without_wrong_labels_too():
+    runs = [swept(rule, 0.4, 99, error) for rule, error in (("hard", 40), ("smooth", 50), ("self_guided", 15))]
+    runs += [swept(rule, 0.0, 100, error) for rule, error in (("hard", 5), ("smooth", 2))]
+    said = {(claim.id, claim.of): claim.effect for claim in sweep.claims(sweep.by_noise({"any": runs}))}
+    assert said["below_smoothed", "40% of the labels drawn anew, Natural, last epoch"] == 35
+    assert said["smoothed_below_hard", "40% of the labels drawn anew, Natural, last epoch"] == -10
+    assert said["smoothed_below_hard", "no wrong labels, Natural, last epoch"] == 3
+    assert not any("no wrong labels" in of for name, of in said if name != "smoothed_below_hard")
+
+
 def test_the_table_of_the_noise_sweep_is_the_papers_with_the_lowest_error_of_each_kind_marked():
     hard, mine = [swept("hard", rate, 99, 40) for rate in (0.4, 0.2)], [swept("self_guided", 0.2, 80, 15)]
     table = sweep.table(sweep.by_noise({"any": hard + mine}))

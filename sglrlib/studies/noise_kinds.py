@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sglrlib.config import RunConfig
-from sglrlib.recipes import row_recipe
+from sglrlib.recipes import row_recipe, swept
 from sglrlib.show import plots
 from sglrlib.show.style import COLOURS, entitle, grid, label_ends, named, noise_in_words, setting
 from sglrlib.show.tables import column_title, interval, overview, per_image
@@ -24,6 +24,11 @@ def spoilt(kinds: Iterable[str], rate: float = 0.3) -> dict[str, dict]:
     """Name in words -> what a recipe changes for each kind of noise, of which 'none' is one; rate is its share."""
     changes = {kind: dict(noise=kind, noise_rate=rate) for kind in kinds} | {"none": dict(noise_rate=0.0)}
     return {OWN_NAMES.get(kind, named(kind)): changes[kind] for kind in kinds}
+
+
+def unattacked(dataset: str, scale: str, **changes: object) -> RunConfig:
+    """Standard training as the sweep of noise rates has it, whose wrong labels at 40 % are compared with."""
+    return row_recipe("Standard", dataset, scale, **swept(scale), **changes)
 
 
 def budgets(dataset: str) -> tuple[int, ...]:

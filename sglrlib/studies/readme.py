@@ -178,13 +178,13 @@ def came_out(number: str) -> str:
 
 
 def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
-    """The claims of one verdict; with their effects, unless brief or where these are no evidence, and then why."""
+    """The claims of one verdict; with their effects, unless brief or of too few seeds; why where none can be given."""
     mine = here[here.verdict == word]
     each = []
     for text, those in mine.groupby("claim", sort=False):
         of = list(here.claim).count(text)
         notes = [f"in {len(those)} of {of} measurements"] * (len(those) < of or (of > 3 and not brief))
-        notes += [effects(those)] * (not brief and word != WORDS[-1])
+        notes += [effects(those)] * (not brief and word in WORDS[:-1])
         each.append(text + f" ({', '.join(notes)})" * bool(notes))
     why = "; ".join(dict.fromkeys(mine.reason[mine.reason != ""]))
     return f"*{word[0].upper()}{word[1:]}{f' ({why})' * bool(why)}:* {'; '.join(each)}."
@@ -193,7 +193,7 @@ def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
 def effects(found: pd.DataFrame) -> str:
     """The effects of verdicts on one claim: each with what it was measured by and its interval, of many the range."""
     values = list(found["effect (95 %)"])
-    if len(values) > 3:
+    if len(values) > 2:
         numbers = sorted((text.split(" (")[0] for text in values), key=lambda text: float(text.split()[0]))
         return f"effects from {numbers[0]} to {numbers[-1]}"
     each = [f"{of}: {text}" for of, text in zip(found["measured by"], values, strict=True)]

@@ -19,6 +19,12 @@ from sglrlib.store.results import Result, paired
 from sglrlib.studies.refinement import gain, unrefined
 
 PAPER_NAMES = {"hard": "Hard Label", "smooth": "Soft Label", "self_guided": "Self-Guided Soft Label"}
+# Table B.2's order at every rate: the rule of lower error, the one of higher error, and the claim's id
+ORDER = (
+    ("self_guided", "hard", "lower_error"),
+    ("self_guided", "smooth", "below_smoothed"),
+    ("smooth", "hard", "smoothed_below_hard"),
+)
 SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲"}  # markers in text
 
 Sweep = dict[tuple[str, float], dict[str, list[Result]]]  # (noise, rate) -> label rule -> its runs, one a seed
@@ -174,7 +180,8 @@ def table(sweep: Sweep) -> pd.DataFrame:
 
 
 def claims(sweep: Sweep) -> list[Claim]:
-    """The supplement's claims in B.3 at each rate: what hard labels memorise, and what self-guided ones spare.
+    """The supplement's claims in B.3 at each rate: what hard labels memorise, and what self-guided ones spare; and the
+    order of its Table B.2.
 
     That self-guided labels narrow the gap of training and test tells nothing of memorisation, as test accuracy may
     rise alone; so it is asked too how many of the wrong training labels they predict in the end.
@@ -182,8 +189,9 @@ def claims(sweep: Sweep) -> list[Claim]:
     found = []
     for (noise, rate), runs in sweep.items():
         hard, refined = runs.get("hard"), runs.get("self_guided")
-        why = at_chance(hard or [], refined or [])
+        why = at_chance(*runs.values())
         at = style.named(noise) if noise in HUMAN else f"{rate:.0%} of the {style.named(noise)}"
+        at = at if rate else "no wrong labels"
 
         def claim(id: str, text: str, of: str, values: list, reason: str = "") -> None:
             found.append(judged(id, text, f"{at}, {of}", values, reason=why or reason))  # noqa: B023
@@ -200,9 +208,15 @@ def claims(sweep: Sweep) -> list[Claim]:
                 fewer = [h.curve[-1]["train_natural_wrong"] - r.curve[-1]["train_natural_wrong"] for h, r in pairs]
                 text = "self-guided labels memorise fewer of the wrong labels"
                 claim("not_memorised", text, "wrong training labels predicted, last epoch", fewer)
-            for when, word in (("final", "last"), ("best", "best")):
-                lower = gain(refined, hard, "natural", when)
-                reason = unrefined(refined) if when == "best" else ""
-                text = "self-guided labels have the lower test error"
-                claim("lower_error", text, f"Natural, {word} epoch", lower, reason)
+        for better, worse, id in ORDER:
+            ones, others = runs.get(better, []), runs.get(worse, [])
+            text = f"{style.named(better)} have a lower test error than {style.named(worse)}"
+            if paired(ones, others):
+                claim(id, text, "Natural, last epoch", gain(ones, others, "natural"))
+        if pairs:
+            text, best = (
+                "self-guided labels have a lower test error than hard labels",
+                gain(refined, hard, "natural", "best"),
+            )
+            claim("lower_error", text, "Natural, best epoch", best, unrefined(refined))
     return found
