@@ -11,7 +11,7 @@ from sglrlib.recipes import row_recipe, swept
 from sglrlib.show import plots
 from sglrlib.show.style import COLOURS, entitle, grid, label_ends, named, noise_in_words, setting
 from sglrlib.show.tables import column_title, interval, overview, per_image
-from sglrlib.show.verdicts import Claim, judged, with_interval
+from sglrlib.show.verdicts import Claim, at_chance, judged, with_interval
 from sglrlib.store.results import Result
 
 WRONG_LABELS = "wrong labels"
@@ -64,6 +64,23 @@ def lost(results: dict[str, list[Result]]) -> dict[str, Claim]:
         for label, runs in results.items()
         if all(run.has(column, 1) for run in runs)
     }
+
+
+def rising_claims(results: dict[str, list[Result]]) -> list[Claim]:
+    """B.3 to the letter: with spoilt images test accuracy rises as the learning rate decays, from the first epoch at a
+    lower rate to the last, for each kind. Chosen epochs would not do: the best one lies above the last by its choice.
+    """
+    found = []
+    for label, runs in results.items():
+        if label not in OWN_NAMES.values() and all(run.curve and run.config.drop_epochs for run in runs):
+            kind = "robust" if column_of(results) == "pgd_20" else "natural"
+            risen = [
+                run.curve[-1][f"test_{kind}"] - run.curve[run.config.drop_epochs[0]][f"test_{kind}"] for run in runs
+            ]
+            of = f"{kind} test accuracy, last epoch - first one after the drop, {label}"
+            text = f"{kind} accuracy rises as the learning rate decays with {label}"
+            found.append(judged("noise_rises", text, of, risen, reason=at_chance(runs)))
+    return found
 
 
 def kinds_over_epochs(results: dict[str, list[Result]], item: str = "") -> Figure:

@@ -143,6 +143,7 @@ def kinds_of_noise(row: Row, dataset: str, scale: str) -> Iterator[Claim]:
         kinds = {kind: row(name, column, **light, **changes) for kind, changes in planted}
         kinds = {kind: those for kind, those in kinds.items() if those}
         yield from refinement.drop_claims("other_noise", kinds, noise_kinds.WRONG_LABELS, column)
+        yield from noise_kinds.rising_claims(kinds)
     budgets = noise_kinds.budgets(dataset)
     runs = [row("PGD-AT", "pgd_20", **noise_kinds.attack(eps)) for eps in budgets]
     usual = f"ε = {budgets[noise_kinds.USUAL]}/255"
