@@ -74,11 +74,10 @@ def rising_claims(results: dict[str, list[Result]]) -> list[Claim]:
     for label, runs in results.items():
         if label not in OWN_NAMES.values() and all(run.curve and run.config.drop_epochs for run in runs):
             kind = "robust" if column_of(results) == "pgd_20" else "natural"
-            risen = [
-                run.curve[-1][f"test_{kind}"] - run.curve[run.config.drop_epochs[0]][f"test_{kind}"] for run in runs
-            ]
-            of = f"{kind} test accuracy, last epoch - first one after the drop, {label}"
+            curves = [{row["epoch"]: row[f"test_{kind}"] for row in run.curve} for run in runs]
+            risen = [curve[max(curve)] - curve[runs[0].config.drop_epochs[0]] for curve in curves]
             text = f"{kind} accuracy rises as the learning rate decays with {label}"
+            of = f"{kind} test accuracy, last epoch - first one at a lower rate, {label}"
             found.append(judged("noise_rises", text, of, risen, reason=at_chance(runs)))
     return found
 
@@ -106,7 +105,10 @@ def kinds_over_epochs(results: dict[str, list[Result]], item: str = "") -> Figur
     share = max(runs[0].config.noise_rate for runs in results.values())
     noise = f"{share:.0%} of the training samples spoilt in the way named"
     images = min(n for n in (first[0].config.train_eval_size, first[0].sizes["train"]) if n)
-    text = setting(first).replace(noise_in_words(first[0].config), noise) + plots.unequal(results)
+    most, tested = max(results.values(), key=len), ""
+    if shown == ["Natural"]:
+        noise, tested = f"standard training, {noise}", f"{first[0].sizes['test']:,} test images"
+    text = setting(most, images=tested).replace(noise_in_words(most[0].config), noise) + plots.unequal(results)
     text += f" Training accuracy: {images:,} images, spoilt ones included. Test axes leave out the first epochs."
     text += " Rings: best epoch of each seed."
     claims = sorted(lost(results).items(), key=lambda pair: -pair[1].effect)
