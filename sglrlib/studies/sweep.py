@@ -214,9 +214,7 @@ def claims(sweep: Sweep) -> list[Claim]:
             if paired(ones, others):
                 claim(id, text, "Natural, last epoch", gain(ones, others, "natural"))
         if pairs:
-            text, best = (
-                "self-guided labels have a lower test error than hard labels",
-                gain(refined, hard, "natural", "best"),
-            )
+            text = "self-guided labels have a lower test error than hard labels"
+            best = gain(refined, hard, "natural", "best")
             claim("lower_error", text, "Natural, best epoch", best, unrefined(refined))
     return found

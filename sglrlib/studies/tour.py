@@ -1,6 +1,7 @@
 """The tour's figures, images under attack and their labels' targets over the epochs, and what it claims of these."""
 
 import copy
+from types import SimpleNamespace
 
 import altair as alt
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
 from sglrlib.show.plots import mark_phases
@@ -22,6 +24,14 @@ TRUE, GIVEN, OTHERS = "#0F4C8A", "#D98B2B", "#8A8A8A"
 ROLES = dict(zip(("given label", "true label", "all others"), (GIVEN, TRUE, OTHERS), strict=True))
 DASHES = dict(zip(ROLES, ("--", "-", ":"), strict=True))
 MOST_BARS = 10
+
+
+def scale_of(own: SimpleNamespace, dataset: str) -> str:
+    """The scale that a dataset is told at. Raises UsageError where another, or more than one seed, is asked for."""
+    scale = "mini" if dataset == "digits" else "small"
+    one_of("scale", own.scale or scale, [scale])
+    within("seeds", own.seeds, 1, 1)
+    return scale
 
 
 def attacked(
