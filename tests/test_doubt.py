@@ -1,11 +1,15 @@
 """The rankings of training labels: on tables made by hand, on small runs, and through the notebook."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from shell import execute
 
 from sglrlib.checks import UsageError
+from sglrlib.method.datasets import DATASETS
 from sglrlib.paths import ROOT
 from sglrlib.recipes import recipe
 from sglrlib.store.checkpoint import Damaged
@@ -170,9 +174,47 @@ def test_images_are_at_hand_only_where_nothing_is_to_be_downloaded(tmp_path, mon
 def test_people_agree_where_all_three_say_the_same_and_it_is_not_the_label(monkeypatch):
     said = dict(random_1=[1, 1, 2, 3], random_2=[1, 1, 2, 3], random_3=[1, 2, 2, 3])
     said = {name: torch.tensor(labels) for name, labels in said.items()}
-    monkeypatch.setattr(doubt_figures, "human_labels", lambda dataset: said)
-    places, theirs = doubt_figures.agreed_wrong(torch.tensor([0, 0, 2, 1]))
+    monkeypatch.setattr(doubt, "human_labels", lambda dataset: said)
+    places, theirs = doubt.agreed_wrong(torch.tensor([0, 0, 2, 1]))
     assert places.tolist() == [0, 3] and theirs.tolist() == [1, 3]
+
+
+def test_images_that_a_network_never_saw_are_held_against_people(store, monkeypatch):
+    """Two networks of a run of 20 of 60 images, 10 of them for validation: 30 are left, 3 contradicted by people."""
+    images, y = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8), np.arange(60) % 10
+    every = (images, y), (images, y)
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], load=lambda: every))
+    sizes = dict(train_size=20, val_size=10, test_size=20, train_eval_size=10, attacked_size=10, diagnostics=())
+    config = recipe("cifar10", "small", labels="self_guided", epochs=1, eval_steps=1, attack_steps=1, **sizes)
+    used = run_data(config)
+    rest = sorted(set(range(60)) - {*used.train.position.tolist(), *used.val.position.tolist()})
+    people = torch.arange(60) % 10
+    people[rest[:3]] += 10
+    said = {f"random_{i}": people for i in (1, 2, 3)}
+    monkeypatch.setattr(doubt, "human_labels", lambda dataset: said)
+    assert doubt.of_unseen(config) is None  # neither network is there
+    for each in (config, config.but(labels="hard")):
+        run(each, (), **SILENT)
+    of, rankings, wrong = doubt.of_unseen(config)
+    split = doubt.unseen(config)
+    assert of is config and list(rankings) == ["PGD-AT", "PGD-AT+SGLR"] and sorted(split.position.tolist()) == rest
+    assert sorted(split.position[wrong].tolist()) == rest[:3]
+    assert torch.equal(split.y_clean, people[split.position])
+    i = int(wrong.nonzero()[0])
+    expected = load_model(config, "last")(split.x([i])).double().softmax(1)[0, split.y[i]]
+    assert rankings["PGD-AT+SGLR"].mass[i].item() == pytest.approx(expected.item(), abs=1e-6)
+    claims = doubt.people_claims([(of, rankings, wrong)])
+    assert [claim.of.partition(",")[0] for claim in claims] == ["PGD-AT", "PGD-AT", "PGD-AT+SGLR", "PGD-AT+SGLR"]
+    refined = rankings["PGD-AT+SGLR"]
+    hits = wrong[refined.order[:3]].sum().item()
+    expected = [beyond_chance(refined, wrong)[0], 100 * hits / 3 - 50]
+    assert [claim.effect for claim in claims[2:]] == pytest.approx(expected, rel=1e-6)
+    drawn = doubt_figures.most_doubted(rankings, split, config)
+    small = " ".join(drawn.get_supxlabel().split())
+    assert "30 training labels, none of them trained on" in small and "three people agree on another class" in small
+    assert "contradicted by people" in " ".join(drawn.get_suptitle().split())
+    assert doubt.of_unseen(config.but(noise_rate=0.5)) is None
+    assert doubt.people_claims([]) == []
 
 
 def test_what_cannot_be_is_refused(small, store):

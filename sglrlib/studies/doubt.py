@@ -1,4 +1,6 @@
-"""Which training labels to doubt: by cross-validated confident learning, and by the labels that training refined."""
+"""Which training labels to doubt: by cross-validated confident learning, by the labels that training refined, and by
+networks that were trained on others; and which of CIFAR-10's labels people contradict.
+"""
 
 import json
 import math
@@ -6,7 +8,7 @@ import re
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor
 from sglrlib.checks import one_of, within
 from sglrlib.config import RunConfig
 from sglrlib.judging.evaluate import outputs
-from sglrlib.method.data import HUMAN
-from sglrlib.method.datasets import DATASETS
+from sglrlib.method.data import HUMAN, Split, load_data
+from sglrlib.method.datasets import DATASETS, human_labels
 from sglrlib.paths import RESULTS
 from sglrlib.show import style
 from sglrlib.show.verdicts import Claim, judged
@@ -87,9 +89,15 @@ def left_out(configs: Sequence[RunConfig], device="cpu") -> Tensor:
     found = torch.empty(len(train), DATASETS[configs[0].dataset].classes, dtype=torch.float64)
     for config in configs:
         part = slice(config.fold, None, config.folds)
-        _, logits = outputs(networks.load_model(config, "last", device), train[part].x(), train[part].y)
-        found[part] = logits.double().softmax(1).cpu()
+        found[part] = said_by(config, train[part])
     return found
+
+
+def said_by(config: RunConfig, split: Split) -> Tensor:
+    """The probabilities (n, K) float64, on the CPU, that a run's last network gives to a split's images."""
+    model = networks.load_model(config, "last", split.y.device)
+    logits = [outputs(model, part.x(), part.y)[1] for part in (split[i : i + 5000] for i in range(0, len(split), 5000))]
+    return torch.cat(logits).double().softmax(1).cpu()
 
 
 def refined_labels(config: RunConfig) -> Tensor:
@@ -107,6 +115,65 @@ def rankings(config: RunConfig, folds: Sequence[RunConfig], device="cpu") -> dic
     y = run_data(config).train.y
     learnt, refined = left_out(folds, device), refined_labels(config)
     return {"confident learning": confident_learning(y, learnt), "refined labels": by_refined_labels(y, refined)}
+
+
+def agreed_wrong(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of CIFAR-10's training labels y (N,) three people contradict alike: their places, and what they all say.
+
+    Raises DataError where people's labels are not there.
+    """
+    one, two, three = (human_labels("cifar10")[f"random_{i}"] for i in (1, 2, 3))
+    places = ((one == two) & (two == three) & (one != y)).nonzero()[:, 0]
+    return places, one[places]
+
+
+def unseen(config: RunConfig) -> Split:
+    """CIFAR-10's training images that a run has neither for training nor for validation; on the CPU. Where three people
+    contradict a label alike, y_clean is what they say.
+    """
+    every, own = load_data("cifar10").train, run_data(config)
+    in_order = every.position.argsort()
+    (places, said), truth = agreed_wrong(every.y[in_order]), every.y.clone()
+    truth[in_order[places]] = said
+    rest = ~torch.isin(every.position, torch.cat([own.train.position, own.val.position]))
+    return replace(every, y_clean=truth)[rest]
+
+
+def of_unseen(config: RunConfig, device="cpu") -> tuple[RunConfig, dict[str, Ranking], Tensor] | None:
+    """Rankings of the labels of unseen() images by two networks, a refining run's and the same with hard labels, and
+    which of them people contradict (n,). None but for CIFAR-10's own labels, networks at hand and images left.
+    """
+    both = config.but(labels="hard"), config
+    if config.dataset != "cifar10" or config.noise_rate or not all(map(networks.holds, both)):
+        return None
+    split = unseen(config)
+    if not len(split):
+        return None
+    rankings = {each.title: confident_learning(split.y, said_by(each, split.to(device))) for each in both}
+    return config, rankings, split.y != split.y_clean
+
+
+def people_claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> list[Claim]:
+    """Whether networks find the labels that people contradict: of_unseen() of each seed. None where there are no seeds.
+
+    Average precision is held against their share, and what is right of the first labels, as many as are contradicted,
+    against one half.
+    """
+    judgements = []
+    for title in found[0][1] if found else ():
+        seeds = [(rankings[title], wrong) for _, rankings, wrong in found]
+        measures = {
+            "doubted before others": ("average precision above their share", [beyond_chance(*each) for each in seeds]),
+            "found": ("precision of as many above one half", [above_half(w[r.order[: w.sum()]]) for r, w in seeds]),
+        }
+        judgements += [
+            judged(
+                "contradicted", f"labels that three people contradict are {how}",
+                f"{title}, images that it never saw: {of}", *zip(*values, strict=True),
+            )
+            for how, (of, values) in measures.items()
+        ]  # fmt: skip
+    return judgements
 
 
 def claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> list[Claim]:

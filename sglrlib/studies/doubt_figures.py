@@ -11,9 +11,9 @@ from torch import Tensor
 from sglrlib import paths
 from sglrlib.config import RunConfig
 from sglrlib.method.data import Split
-from sglrlib.method.datasets import DATASETS, human_labels
+from sglrlib.method.datasets import DATASETS
 from sglrlib.show import style
-from sglrlib.studies.doubt import Ranking
+from sglrlib.studies.doubt import Ranking, agreed_wrong
 
 SOURCES = {"confident learning": (style.OTHER_COLOURS[0], "--"), "refined labels": (style.COLOURS["PGD-AT+SGLR"], "-")}
 WRONG = style.COLOURS["PGD-AT"]
@@ -27,7 +27,7 @@ def at_hand(dataset: str) -> bool:
 
 def most_doubted(rankings: dict[str, Ranking], train: Split, config: RunConfig, item: str = "As Figure B.1") -> Figure:
     """Sixteen labels of each of two rankings, the most doubted first: given label → most probable class. Wrong ones are
-    framed, where they are known.
+    framed, where they are known: because they were planted, or because people contradict them.
     """
     wrong = train.y != train.y_clean
     names = style.class_names(config.dataset, DATASETS[config.dataset].classes)
@@ -40,14 +40,18 @@ def most_doubted(rankings: dict[str, Ranking], train: Split, config: RunConfig, 
             axis.set_title(f"{names[train.y[i]]}\n→ {names[ranking.likely[i]]}{' ×' * wrong[i].item()}", fontsize=7)
             for spine in axis.spines.values():
                 spine.set(visible=wrong[i].item(), color=WRONG, lw=2)
-    if wrong.any():
-        hits = " and ".join(f"{wrong[r.order[:16]].sum()} ({title})" for title, r in rankings.items())
-        message = f"Of the 16 labels that each source doubts most, {hits} are wrong"
-        caveat = "Framed, ×: the label is wrong. Not framed: it is right, and the doubt is the network's own error."
-    else:
+    hits = " and ".join(f"{wrong[r.order[:16]].sum()} ({title})" for title, r in rankings.items())
+    message, which = f"Of the 16 labels that each source doubts most, {hits} are ", "training labels"
+    if not wrong.any():
         message = "The labels that two sources doubt most, none of them known to be wrong"
         caveat = "A doubt may be the network's own error: an image that is hard for it, with the right label."
-    small = f"{item}: {style.named(config.dataset)}, {len(train):,} training labels, {style.noise_in_words(config)}; "
+    elif config.noise_rate:
+        message += "wrong"
+        caveat = "Framed, ×: the label is wrong. Not framed: it is right, and the doubt is the network's own error."
+    else:
+        message, which = message + "contradicted by people", which + ", none of them trained on"
+        caveat = "Framed, ×: three people agree on another class. Else the doubt may be the network's own error."
+    small = f"{item}: {style.named(config.dataset)}, {len(train):,} {which}, {style.noise_in_words(config)}; "
     small += f"seed {config.seed}. Above an image: given label → most probable class.\n{caveat}"
     return style.entitle(figure, message, small)
 
@@ -86,16 +90,6 @@ def precision(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> 
     small += f"{counts} wrong; {of}. Left: crosses are wrong labels, dots right ones. "
     small += "Right: a line for each seed, dots: what is flagged."
     return style.entitle(figure, f"Precision of what is flagged: {', '.join(told.values())}", small)
-
-
-def agreed_wrong(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of CIFAR-10's training labels y (N,) three people contradict alike: their places, and what they all say.
-
-    Raises DataError where people's labels are not there.
-    """
-    one, two, three = (human_labels("cifar10")[f"random_{i}"] for i in (1, 2, 3))
-    places = ((one == two) & (two == three) & (one != y)).nonzero()[:, 0]
-    return places, one[places]
 
 
 def by_people(seed: int = 0) -> Figure:

@@ -101,6 +101,12 @@ def controlled(dataset: str, scale: str) -> dict[str, list[Result]]:
     return ablation.controls(lambda name, **changes: row(name, "pgd_20", **normed, **changes))
 
 
+def unseen(dataset: str, scale: str) -> list[tuple[RunConfig, dict[str, Ranking], Tensor]]:
+    """What is kept of doubt.of_unseen() at each seed."""
+    every = [row_recipe("PGD-AT+SGLR", dataset, scale, seed=seed) for seed in range(MOST_SEEDS)]
+    return [(config, *kept) for config in every if dataset == "cifar10" and (kept := doubt.kept(config))]
+
+
 def ranked(dataset: str, scale: str) -> list[list[tuple[RunConfig, dict[str, Ranking], Tensor]]]:
     """What is kept of doubt for each kind of wrong labels, at each seed: run, rankings, and which labels are wrong. On
     digits these are the planted ones, elsewhere those that people gave.

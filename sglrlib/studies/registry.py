@@ -154,6 +154,7 @@ def doubted(dataset: str, scale: str) -> Iterator[Claim]:
     """Notebook 10."""
     for kept in published.ranked(dataset, scale):
         yield from doubt.claims(kept)
+    yield from doubt.people_claims(published.unseen(dataset, scale))
 
 
 def table() -> pd.DataFrame:
