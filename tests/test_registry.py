@@ -152,7 +152,8 @@ def test_the_command_writes_the_verdicts_and_the_readme(kept, store, monkeypatch
     assert "PGD-AT 80.5 ± 0.5 -> 70.5 ± 0.5" in written and written.count("<!-- claims -->") == 1
     assert "overfits,digits," in registry.VERDICTS.read_text()
     head = "".join(json.loads((store / first.name).read_text())["cells"][0]["source"])
-    assert "on digits (seeds: 3)" in head and "*Holds:* PGD-AT loses" in head and "CIFAR-10 small" not in head
+    assert "on digits (seeds: 3)" in head and "CIFAR-10 small" not in head
+    assert "- PGD-AT loses robust accuracy after its best epoch: *holds*" in head
     assert "| – | [03](../notebooks/03_noise_rate_sweep.ipynb) |" in capsys.readouterr().out
     page.write_text("no place for anything")
     with pytest.raises(ValueError, match="has 0 places for 'claims': expected one"):
@@ -167,8 +168,8 @@ def test_a_claim_with_two_verdicts_says_what_each_is_of(kept):
     ]
     pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
     said = readme.came_out("01")
-    assert "*Holds:* it is less (in 1 of 2 measurements, PGD-20: +1, 0 to 2)." in said
-    assert "*Open:* it is less (in 1 of 2 measurements, AutoAttack: +1, 0 to 2)." in said
+    verdicts = "*holds* in 1 of 2 measurements (PGD-20: +1, 0 to 2), *open* in 1 (AutoAttack: +1, 0 to 2)"
+    assert f"\n- It is less: {verdicts}\n" in said
 
 
 def test_of_many_measurements_the_range_is_said_and_of_too_few_seeds_no_effect(kept):
@@ -180,8 +181,8 @@ def test_of_many_measurements_the_range_is_said_and_of_too_few_seeds_no_effect(k
     ]
     pd.DataFrame(rows).to_csv(registry.VERDICTS, index=False)
     said = readme.came_out("01")
-    assert "*Holds:* it is less (in 3 of 5 measurements, effects from +7 points to +11 points)." in said
-    assert "*Seen in this run:* it is less (in 2 of 5 measurements)." in said
+    verdicts = "*holds* in 3 of 5 measurements (effects from +7 points to +11 points), *seen in this run* in 2"
+    assert f"\n- It is less: {verdicts}\n" in said
 
 
 def test_a_notebook_shows_its_own_claims(kept):

@@ -170,24 +170,24 @@ def came_out(number: str) -> str:
     for scale in scales:
         here = found[found.scale == scale]
         seeds = " or ".join(map(str, sorted(set(here.seeds))))
-        words = [word for word in WORDS if (here.verdict == word).any()] + sorted(set(here.verdict) - set(WORDS))
-        said = [said_so(word, here, brief=bool(parts)) for word in words]
         start = "On" if parts else "**What came out** on"
-        parts.append(f"{start} {scale} (seeds: {seeds}). {' '.join(said)}")
+        claims = [said_so(text, those, brief=bool(parts)) for text, those in here.groupby("claim", sort=False)]
+        parts.append("\n".join([f"{start} {scale} (seeds: {seeds}):", "", *(f"- {claim}" for claim in claims)]))
     return "\n\n".join([*parts, LEGEND] if parts else [])
 
 
-def said_so(word: str, here: pd.DataFrame, brief: bool) -> str:
-    """The claims of one verdict; with their effects, unless brief or of too few seeds; why where none can be given."""
-    mine = here[here.verdict == word]
-    each = []
-    for text, those in mine.groupby("claim", sort=False):
-        of = list(here.claim).count(text)
-        notes = [f"in {len(those)} of {of} measurements"] * (len(those) < of or (of > 3 and not brief))
-        notes += [effects(those)] * (not brief and word in WORDS[:-1])
-        each.append(text + f" ({', '.join(notes)})" * bool(notes))
-    why = "; ".join(dict.fromkeys(mine.reason[mine.reason != ""]))
-    return f"*{word[0].upper()}{word[1:]}{f' ({why})' * bool(why)}:* {'; '.join(each)}."
+def said_so(text: str, found: pd.DataFrame, brief: bool) -> str:
+    """A claim with the verdicts on it: of how many measurements each is, where they differ or are many; the effects,
+    unless brief or of too few seeds; why there is no verdict.
+    """
+    each, of = [], f" of {len(found)} measurements"
+    words = set(found.verdict)
+    for word in [word for word in WORDS if word in words] + sorted(words - set(WORDS)):
+        mine = found[found.verdict == word]
+        notes = [effects(mine)] * (not brief and word in WORDS[:-1]) + sorted(set(mine.reason) - {""})
+        count = f" in {len(mine)}{of * (not each)}" * (len(mine) < len(found) or (len(found) > 3 and not brief))
+        each.append(f"*{word}*{count}" + f" ({'; '.join(notes)})" * bool(notes))
+    return f"{text[0].upper()}{text[1:]}: {', '.join(each)}"
 
 
 def effects(found: pd.DataFrame) -> str:
