@@ -36,7 +36,7 @@ def over_epochs(results: dict[str, list[Result]], item: str = "Figure B.2") -> F
             ends.append(lines(axis, those, {f"test_{kind}_{measure}": "-"}, best="test_robust_ece"))
             if measure == "ece":
                 drawn += diamonds(axis, those, "pgd_10") if attack == "PGD-10" and kind == "robust" else 0
-                axis.set_title("no attack" if kind == "natural" else f"under {attack}", pad=14)
+                axis.set_title("no attack" if kind == "natural" else f"under {attack}", pad=20)
                 mark_phases(axis, config)
             else:
                 axis.axhline(0, color="0.5", lw=0.8, zorder=0)
@@ -53,9 +53,7 @@ def over_epochs(results: dict[str, list[Result]], item: str = "Figure B.2") -> F
         for label, runs in trained.items()
     ]
     few = f"{n:,} test images, under {attack} the first {config.attacked_size or n:,}"
-    small = (
-        f"{item}: {setting(next(iter(results.values())), images=few)}{unequal(results)} Rings: best epoch of each seed."
-    )
+    small = f"{item}: {setting(most(results), images=few)}{unequal(results)} Rings: best epoch of each seed."
     small += " Diamonds: the paper's Table B.1 (ResNet-18), drawn at our best and last epochs." * bool(drawn)
     if "Standard" in results:
         end = over_seeds(in_curve, results["Standard"], "last", "test_robust_ece")
@@ -195,7 +193,7 @@ def at_the_end(results: dict[str, list[Result]]) -> Figure:
         )
     axes[0, 0].set_ylabel("Accuracy")
     axes[0, 0].legend(frameon=False, fontsize=7)
-    small = f"{setting(next(iter(results.values())))} In JupyterLab and on the site a slider moves the epoch."
+    small = f"{setting(most(results))} In JupyterLab and on the site a slider moves the epoch."
     return entitle(figure, "Confidence and accuracy, from the first epoch to the last", small)
 
 
@@ -205,6 +203,11 @@ def under(attack: str) -> str:
 
 def setting_of(results: dict[str, list[Result]], attacks: list[str]) -> str:
     """What was run, with the images that have probabilities."""
-    first = next(iter(results.values()))
-    n = min(images(first[0], attack) for attack in attacks)
-    return setting(first, images=f"{n:,} test images in each panel") + unequal(results)
+    runs = most(results)
+    n = min(images(runs[0], attack) for attack in attacks)
+    return setting(runs, images=f"{n:,} test images in each panel") + unequal(results)
+
+
+def most(results: dict[str, list[Result]]) -> list[Result]:
+    """The runs of the method that has most seeds, of several the last, which is attacked in training."""
+    return max(reversed(results.values()), key=len)
