@@ -156,8 +156,8 @@ def of_unseen(config: RunConfig, device="cpu") -> tuple[RunConfig, dict[str, Ran
 def people_claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> list[Claim]:
     """Whether networks find the labels that people contradict: of_unseen() of each seed. None where there are no seeds.
 
-    Average precision is held against their share, and what is right of the first labels, as many as are contradicted,
-    against one half.
+    Average precision is held against their share. Where n labels are contradicted, precision is that of the n labels
+    doubted most, held against one half.
     """
     judgements = []
     for title in found[0][1] if found else ():
