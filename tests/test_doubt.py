@@ -192,10 +192,10 @@ def test_images_that_a_network_never_saw_are_held_against_people(store, monkeypa
     people[rest[:3]] += 10
     said = {f"random_{i}": people for i in (1, 2, 3)}
     monkeypatch.setattr(doubt, "human_labels", lambda dataset: said)
-    assert doubt.of_unseen(config) is None  # neither network is there
+    assert doubt.rankings_of_unseen(config) is None  # neither network is there
     for each in (config, config.but(labels="hard")):
         run(each, (), **SILENT)
-    of, rankings, wrong = doubt.of_unseen(config)
+    of, rankings, wrong = doubt.rankings_of_unseen(config)
     split = doubt.unseen(config)
     assert of is config and list(rankings) == ["PGD-AT", "PGD-AT+SGLR"] and sorted(split.position.tolist()) == rest
     assert sorted(split.position[wrong].tolist()) == rest[:3]
@@ -203,17 +203,20 @@ def test_images_that_a_network_never_saw_are_held_against_people(store, monkeypa
     i = int(wrong.nonzero()[0])
     expected = load_model(config, "last")(split.x([i])).double().softmax(1)[0, split.y[i]]
     assert rankings["PGD-AT+SGLR"].mass[i].item() == pytest.approx(expected.item(), abs=1e-6)
-    claims = doubt.people_claims([(of, rankings, wrong)])
-    assert [claim.of.partition(",")[0] for claim in claims] == ["PGD-AT", "PGD-AT", "PGD-AT+SGLR", "PGD-AT+SGLR"]
-    refined = rankings["PGD-AT+SGLR"]
-    hits = wrong[refined.order[:3]].sum().item()
-    expected = [beyond_chance(refined, wrong)[0], 100 * hits / 3 - 50]
-    assert [claim.effect for claim in claims[2:]] == pytest.approx(expected, rel=1e-6)
     drawn = doubt_figures.most_doubted(rankings, split, config)
     small = " ".join(drawn.get_supxlabel().split())
     assert "30 training labels, none of them trained on" in small and "three people agree on another class" in small
     assert "contradicted by people" in " ".join(drawn.get_suptitle().split())
-    assert doubt.of_unseen(config.but(noise_rate=0.5)) is None
+    assert doubt.rankings_of_unseen(config.but(noise_rate=0.5)) is None
+
+
+def test_labels_that_people_contradict_are_found_where_they_come_first(small):
+    wrong = torch.arange(20) < 5
+    four_of_five = ranking_of(torch.tensor([0, 1, 2, 3, 10, 4, *range(5, 10), *range(11, 20)]), 5)
+    claims = doubt.people_claims([(small(), {"one": four_of_five, "other": four_of_five}, wrong)])
+    assert [claim.of.partition(",")[0] for claim in claims] == ["one", "one", "other", "other"]
+    expected = [beyond_chance(four_of_five, wrong)[0], 100 * 4 / 5 - 50]
+    assert [claim.effect for claim in claims[:2]] == pytest.approx(expected, rel=1e-6)
     assert doubt.people_claims([]) == []
 
 

@@ -139,7 +139,7 @@ def unseen(config: RunConfig) -> Split:
     return replace(every, y_clean=truth)[rest]
 
 
-def of_unseen(config: RunConfig, device="cpu") -> tuple[RunConfig, dict[str, Ranking], Tensor] | None:
+def rankings_of_unseen(config: RunConfig, device="cpu") -> tuple[RunConfig, dict[str, Ranking], Tensor] | None:
     """Rankings of the labels of unseen() images by two networks, a refining run's and the same with hard labels, and
     which of them people contradict (n,). None but for CIFAR-10's own labels, networks at hand and images left.
     """
@@ -154,7 +154,7 @@ def of_unseen(config: RunConfig, device="cpu") -> tuple[RunConfig, dict[str, Ran
 
 
 def people_claims(found: Sequence[tuple[RunConfig, dict[str, Ranking], Tensor]]) -> list[Claim]:
-    """Whether networks find the labels that people contradict: of_unseen() of each seed. None where there are no seeds.
+    """Whether networks find the labels that people contradict: found, rankings_of_unseen() of each seed; none for none.
 
     Average precision is held against their share. Where n labels are contradicted, precision is that of the n labels
     doubted most, held against one half.
